@@ -1,0 +1,370 @@
+"""``RotarySpatialEmbedding``: the wave vectors as a module, and the bookkeeping around them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import frequencies
+from .functional import cos_sin, phases, rotate
+from .grid import Grid
+from .positions import Shape, Spacing, as_grid, require_batch, require_coordinates
+from .validation import (
+    LAYOUTS,
+    require_choice,
+    require_floating,
+    require_head_split,
+    require_int,
+    require_per_axis,
+    require_real,
+    values_are_readable,
+)
+
+class AliasingWarning(UserWarning):
+    """A grid is too coarse for the fastest plane: neighbouring points turn by more than half a period."""
+
+
+class RotarySpatialEmbedding(nn.Module):
+    """Rotate the channels of every token by angles that encode where the token is.
+
+    Plane c of head h turns by ``<p, freqs[h, c]>`` for a token at p (see :mod:`RoSE.functional`).
+
+    Args:
+        dim: Channels over all heads; divisible by ``num_heads`` into an even head size.
+        num_heads: Attention heads; every head gets the full band of wavelengths.
+        spatial_dims: Number of axes of a position (1, 2, 3, ...).
+        learnable: Whether ``freqs`` is a parameter; otherwise a buffer. In the state dict either way.
+        base_theta: Ratio of slowest to fastest wavelength before scaling, greater than 1.
+        rotary_ratio: Part that rotates, 0 to 1, rounded to whole planes (or heads) and, above 0, at least one.
+        init_jitter_std: Relative spread of the initial wave vector lengths (log-normal), drawn from torch's
+            generator. Learnable wave vectors only; fixed ones are exact.
+        frequency_scaling: How the band narrows with N = ``spatial_dims``: ``"none"`` base_theta, ``"linear"``
+            base_theta ** (1/N), ``"sqrt"`` base_theta ** (1/sqrt N), ``"adaptive"`` as wide as the planes
+            cover without gaps (see :func:`RoSE.frequencies.scaled_theta`).
+        directions: ``"axial"``, ``"mixed"`` or ``"uniform"`` (see :func:`RoSE.frequencies.wave_vectors`).
+        reference_spacing: Physical distance over which the fastest plane turns by one radian; a number or one
+            per axis. Set it to the finest spacing of your data.
+        wavelengths: ``(shortest, longest)`` in physical units, instead of base_theta, frequency_scaling and
+            reference_spacing; both ends are included.
+        rotary_partition: What ``rotary_ratio`` counts: ``"channels"`` of every head (so every head knows the
+            position), or whole ``"heads"`` (the first ones; then ``freqs`` has rows for those heads only).
+        interleaved: Pair neighbouring channels; False pairs channel i with i + planes (see
+            :func:`RoSE.functional.rotate`).
+        device: Where to put the wave vectors.
+        dtype: Of the wave vectors, float32 or float64. They stay float32 when the module is cast to a half type.
+
+    Raises:
+        TypeError: Arguments of the wrong type.
+        ValueError: Arguments that break a rule above.
+    """
+
+    freqs: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spatial_dims: int = 2,
+        *,
+        learnable: bool = True,
+        base_theta: float = 1e4,
+        rotary_ratio: float = 1.0,
+        init_jitter_std: float = 0.02,
+        frequency_scaling: str = "sqrt",
+        directions: str = "mixed",
+        reference_spacing: float | Iterable[float] = 1.0,
+        wavelengths: tuple[float, float] | None = None,
+        rotary_partition: str = "channels",
+        interleaved: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        head_dim = require_head_split(dim, num_heads)
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.spatial_dims = require_int("spatial_dims", spatial_dims, minimum=1)
+        self.learnable = learnable
+        self.base_theta = require_real("base_theta", base_theta, above=1.0)
+        self.rotary_ratio = require_real("rotary_ratio", rotary_ratio, minimum=0.0, maximum=1.0)
+        self.init_jitter_std = require_real("init_jitter_std", init_jitter_std, minimum=0.0)
+        self.frequency_scaling = require_choice("frequency_scaling", frequency_scaling, frequencies.SCALINGS)
+        self.directions = require_choice("directions", directions, frequencies.DIRECTIONS)
+        if isinstance(reference_spacing, Tensor):
+            raise TypeError("reference_spacing must be a number or one number per axis; got a tensor")
+        self.reference_spacing = tuple(
+            require_per_axis("reference_spacing", reference_spacing, spatial_dims, positive=True)
+        )
+        self.wavelengths = _require_wavelengths(wavelengths, self.reference_spacing)
+        self.rotary_partition = require_choice("rotary_partition", rotary_partition, ("channels", "heads"))
+        self.interleaved = interleaved
+
+        by_heads = rotary_partition == "heads"
+        self.rotary_heads = _part(num_heads, rotary_ratio) if by_heads else num_heads
+        planes = head_dim // 2 if by_heads else _part(head_dim // 2, rotary_ratio)
+        dtype = torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
+        freqs = torch.empty(self.rotary_heads, planes, spatial_dims, device=device, dtype=dtype)
+        # With nothing to rotate there is nothing to learn, and an unused parameter would stall
+        # DistributedDataParallel.
+        if learnable and freqs.numel():
+            self.freqs = nn.Parameter(freqs)
+        else:
+            self.register_buffer("freqs", freqs)
+        self._aliasing_seen: tuple[float, ...] | None = None
+        self._has_warned = False
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set ``freqs`` to its initial values, with fresh jitter; works after ``to_empty`` on a meta module."""
+        heads, planes, dims = self.freqs.shape
+        theta = frequencies.scaled_theta(self.base_theta, self.frequency_scaling, planes, dims)
+        table = frequencies.wave_vectors(
+            heads, planes, dims, directions=self.directions, theta=theta, wavelengths=self.wavelengths
+        )
+        table = frequencies.per_axis_units(table, self.reference_spacing)
+        if self.learnable and self.init_jitter_std > 0:
+            table = frequencies.jitter(table, self.init_jitter_std)
+        self.freqs.copy_(table)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move and cast as any module, but never hold wave vectors in a type narrower than float32.
+
+        ``.bfloat16()`` on a whole model would round wavelengths by 0.4 %, which far from the origin is many turns.
+        """
+
+        def widened(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype.itemsize < 4:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(widened, recurse)
+
+    def forward(
+        self,
+        x: Tensor,
+        spacing: Spacing | None = None,
+        grid_shape: Shape | None = None,
+        *,
+        coordinates: Tensor | Grid | None = None,
+        num_prefix_tokens: int = 0,
+        layout: str = "bnd",
+    ) -> Tensor:
+        """Rotate x by the positions of its tokens.
+
+        Positions come either from a grid (``grid_shape`` and ``spacing``, token order row-major, first token at
+        0) or from ``coordinates``. Positions are used as they are: nothing is centred or shifted.
+
+        Args:
+            x: Queries or keys, laid out as ``layout`` says.
+            spacing: Distance between grid points in physical units: a number, one per axis, a tensor
+                ``(spatial_dims,)``, or per sample ``(batch, spatial_dims)``. Default 1.
+            grid_shape: Points along each axis. May be left out in one dimension.
+            coordinates: Positions ``(tokens, spatial_dims)`` or ``(batch, tokens, spatial_dims)``, or a
+                :class:`RoSE.Grid` (which has an origin). Gradients flow to a tensor.
+            num_prefix_tokens: Leading tokens (class, registers) that have no position and pass unrotated;
+                positions are for the tokens after them.
+            layout: ``"bnd"`` (batch, tokens, dim), ``"bnhd"`` (batch, tokens, heads, head size) or ``"bhnd"``
+                (batch, heads, tokens, head size).
+
+        Returns:
+            A tensor of x's shape and dtype (x itself when ``rotary_ratio`` is 0).
+
+        Raises:
+            TypeError: Arguments of the wrong type, integer tensors.
+            ValueError: Shapes that disagree with the module or with each other, bad spacing, unknown layout.
+        """
+        if x.is_nested:
+            return self._rotate_nested(x, coordinates, layout)
+        batch, tokens = self._require_input("x", x, layout, num_prefix_tokens)
+        positions = require_batch(self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch)
+        if not self.freqs.numel():
+            return x
+        return self._rotate(x, *self._cos_sin(positions, x, num_prefix_tokens), layout)
+
+    def rotate_pair(
+        self,
+        q: Tensor,
+        k: Tensor,
+        spacing: Spacing | None = None,
+        grid_shape: Shape | None = None,
+        k_spacing: Spacing | None = None,
+        k_grid_shape: Shape | None = None,
+        *,
+        coordinates: Tensor | Grid | None = None,
+        k_coordinates: Tensor | Grid | None = None,
+        num_prefix_tokens: int = 0,
+        k_num_prefix_tokens: int | None = None,
+        layout: str = "bnd",
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys; when they share positions, the angles are computed once.
+
+        Without any ``k_`` argument q and k lie on the same positions. ``k_spacing`` alone means the same grid
+        shape at another spacing, ``k_grid_shape`` alone another shape at the same spacing; ``k_coordinates``
+        stands for itself. Both sides use one physical frame, so let grids that do not start at the same point
+        say so with ``Grid(..., origin=...)``.
+
+        Args:
+            q: Queries.
+            k: Keys; same layout as q.
+            spacing: See :meth:`forward`.
+            grid_shape: See :meth:`forward`.
+            k_spacing: Spacing of the keys' grid.
+            k_grid_shape: Shape of the keys' grid.
+            coordinates: See :meth:`forward`.
+            k_coordinates: Positions of the keys.
+            num_prefix_tokens: Leading tokens of q, and of k unless told otherwise, that have no position.
+            k_num_prefix_tokens: Leading tokens of k without position.
+            layout: See :meth:`forward`.
+
+        Returns:
+            The rotated q and k, each of its own shape and dtype.
+
+        Raises:
+            TypeError: As :meth:`forward`.
+            ValueError: As :meth:`forward`.
+        """
+        k_prefix = num_prefix_tokens if k_num_prefix_tokens is None else k_num_prefix_tokens
+        k_is_elsewhere = k_spacing is not None or k_grid_shape is not None or k_coordinates is not None
+        if k_is_elsewhere or k_prefix != num_prefix_tokens or q.is_nested or k.is_nested:
+            if k_coordinates is None:
+                k_spacing = spacing if k_spacing is None else k_spacing
+                k_grid_shape = grid_shape if k_grid_shape is None else k_grid_shape
+                k_coordinates = None if k_is_elsewhere else coordinates
+            return (
+                self.forward(
+                    q, spacing, grid_shape, coordinates=coordinates, num_prefix_tokens=num_prefix_tokens, layout=layout
+                ),
+                self.forward(
+                    k, k_spacing, k_grid_shape, coordinates=k_coordinates, num_prefix_tokens=k_prefix, layout=layout
+                ),
+            )
+        batch, tokens = self._require_input("q", q, layout, num_prefix_tokens)
+        k_batch, k_tokens = self._require_input("k", k, layout, num_prefix_tokens)
+        if tokens != k_tokens:
+            raise ValueError(
+                "q and k must have the same number of tokens unless k is given positions of its own "
+                f"(k_grid_shape, k_spacing or k_coordinates); got {tokens} and {k_tokens}"
+            )
+        positions = self.positions(tokens, spacing, grid_shape, coordinates, device=q.device)
+        require_batch(require_batch(positions, batch), k_batch)
+        if not self.freqs.numel():
+            return q, k
+        cos, sin = self._cos_sin(positions, q, num_prefix_tokens)
+        return self._rotate(q, cos, sin, layout), self._rotate(k, cos, sin, layout)
+
+    def positions(
+        self,
+        tokens: int,
+        spacing: Spacing | None = None,
+        grid_shape: Shape | None = None,
+        coordinates: Tensor | Grid | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """The coordinates that :meth:`forward` would use for ``tokens`` tokens: ``(tokens, N)`` or with a batch."""
+        if coordinates is not None and (grid_shape is not None or spacing is not None):
+            raise ValueError("give positions once: either coordinates, or grid_shape and spacing; got both")
+        if coordinates is not None and not isinstance(coordinates, Grid):
+            return require_coordinates(coordinates, self.spatial_dims, tokens)
+        grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates)
+        self._warn_if_aliased(grid)
+        return grid.coordinates(device=device)
+
+    def extra_repr(self) -> str:
+        """What distinguishes this embedding, for ``print(module)``."""
+        return (
+            f"dim={self.dim}, num_heads={self.num_heads}, spatial_dims={self.spatial_dims}, "
+            f"planes={self.freqs.shape[1]}, directions={self.directions!r}, learnable={self.learnable}"
+        )
+
+    def _require_input(self, name: str, x: Tensor, layout: str, num_prefix_tokens: int) -> tuple[int, int]:
+        """Check features against the module; return the batch size and the number of tokens with a position."""
+        require_floating(name, x)
+        require_choice("layout", layout, LAYOUTS)
+        require_int("num_prefix_tokens", num_prefix_tokens, minimum=0)
+        form, wanted = {
+            "bnd": ("(batch, tokens, dim)", (None, None, self.dim)),
+            "bnhd": ("(batch, tokens, heads, head size)", (None, None, self.num_heads, self.head_dim)),
+            "bhnd": ("(batch, heads, tokens, head size)", (None, self.num_heads, None, self.head_dim)),
+        }[layout]
+        if x.dim() != len(wanted) or any(w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)):
+            sizes = ", ".join("*" if w is None else str(w) for w in wanted)
+            raise ValueError(f"{name} in layout {layout!r} must be {form} = ({sizes}); got {tuple(x.shape)}")
+        length = x.shape[2] if layout == "bhnd" else x.shape[1]
+        if num_prefix_tokens > length:
+            raise ValueError(f"num_prefix_tokens must be at most the {length} tokens of {name}; got {num_prefix_tokens}")
+        return x.shape[0], length - num_prefix_tokens
+
+    def _cos_sin(self, positions: Tensor, x: Tensor, num_prefix_tokens: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``(..., prefix + tokens, heads, planes)`` on x's device."""
+        # A token at the origin turns by exactly zero: prefix tokens are put there.
+        positions = F.pad(positions, (0, 0, num_prefix_tokens, 0))
+        angles = phases(positions.to(self.freqs.device), self.freqs)
+        cos, sin = cos_sin(angles, torch.promote_types(x.dtype, torch.float32))
+        return cos.to(x.device), sin.to(x.device)
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
+        """Rotate x (in any layout) by angles in token-major order."""
+        if layout == "bnd":
+            return self._rotate(x.unflatten(2, (self.num_heads, self.head_dim)), cos, sin, "bnhd").flatten(2)
+        heads_dim = 2 if layout == "bnhd" else 1
+        if layout == "bhnd":
+            cos, sin = cos.transpose(-3, -2), sin.transpose(-3, -2)
+        if self.rotary_heads == self.num_heads:
+            return rotate(x, cos, sin, interleaved=self.interleaved)
+        turned, rest = x.split((self.rotary_heads, self.num_heads - self.rotary_heads), dim=heads_dim)
+        return torch.cat((rotate(turned, cos, sin, interleaved=self.interleaved), rest), dim=heads_dim)
+
+    def _warn_if_aliased(self, grid: Grid) -> None:
+        """Warn, once, when neighbouring grid points are more than half the shortest wavelength apart."""
+        spacing = grid.spacing
+        # Reading a tensor would stall an accelerator, and cannot be done at all while compiling.
+        if self._aliasing_seen == spacing or isinstance(spacing, Tensor) or torch.compiler.is_compiling():
+            return
+        self._aliasing_seen = spacing
+        if self._has_warned or not self.freqs.numel() or not values_are_readable(self.freqs):
+            return
+        steepest = self.freqs.detach().abs().amax(dim=(0, 1)).tolist()
+        for axis, (step, fastest) in enumerate(zip(spacing, steepest, strict=True)):
+            if step * fastest > math.pi and grid.shape[axis] > 1:
+                self._has_warned = True
+                warnings.warn(
+                    f"spacing {step:g} along axis {axis} is more than half the shortest wavelength "
+                    f"({2 * math.pi / fastest:g}), so the fastest planes alias; set reference_spacing (now "
+                    f"{self.reference_spacing[axis]:g}) to the finest spacing of your data, or give wavelengths",
+                    AliasingWarning,
+                    stacklevel=4,
+                )
+                return
+
+
+def _part(whole: int, ratio: float) -> int:
+    """``ratio`` of ``whole``, rounded half up, and at least one for any ratio above zero."""
+    return max(math.floor(ratio * whole + 0.5), 1) if ratio > 0 else 0
+
+
+def _require_wavelengths(
+    wavelengths: tuple[float, float] | None, reference_spacing: tuple[float, ...]
+) -> tuple[float, float] | None:
+    if wavelengths is None:
+        return None
+    if not isinstance(wavelengths, (tuple, list)) or len(wavelengths) != 2:
+        raise TypeError(f"wavelengths must be a pair (shortest, longest); got {wavelengths!r}")
+    shortest, longest = (require_real("wavelengths", w, above=0.0) for w in wavelengths)
+    if shortest > longest:
+        raise ValueError(f"wavelengths must be (shortest, longest); got {wavelengths}")
+    if any(r != 1.0 for r in reference_spacing):
+        raise ValueError(
+            "wavelengths are in physical units already, so reference_spacing must stay 1; "
+            f"got {reference_spacing}"
+        )
+    return shortest, longest

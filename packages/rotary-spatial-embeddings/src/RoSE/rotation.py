@@ -1,0 +1,192 @@
+"""The rotation itself: two ways to compute the same thing.
+
+*Blockwise* (eager tensors): the tensor is walked in pieces that fit a processor cache, and every piece is
+multiplied straight into the one output. Nothing the size of the input is allocated besides that output, in
+either direction: the gradient for x is the inverse rotation, the gradient for the angles one reduction.
+
+*Plain* (compiling, exporting, tensor subclasses): ordinary real arithmetic, which those tools can see through
+and fuse. Complex numbers appear on the blockwise path only, because compilers and ONNX have no use for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements of x per piece. On a CPU a piece and its scratch space should stay in the second-level cache; on an
+# accelerator pieces only bound the scratch memory, and a launch must be worth its overhead.
+_CPU_BLOCK = 1 << 16
+_DEVICE_BLOCK = 1 << 24
+
+
+def work_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype a rotation is computed in: the widest of its inputs, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate the leading pairs of channels out of place, in real arithmetic."""
+    channels = 2 * cos.shape[-1]
+    dtype = work_dtype(x, cos)
+    turned, rest = x[..., :channels].to(dtype), x[..., channels:]
+    cos, sin = cos.to(dtype), sin.to(dtype)
+    if interleaved:
+        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    else:
+        first, second = turned.chunk(2, dim=-1)
+    parts = (first * cos - second * sin, first * sin + second * cos)
+    joined = torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
+    joined = joined.to(x.dtype)
+    return torch.cat((joined, rest), dim=-1) if rest.shape[-1] else joined
+
+
+class BlockRotation(torch.autograd.Function):
+    """Blockwise rotation as one differentiable operation of x, cos and sin (it is bilinear in x and cos, sin)."""
+
+    @staticmethod
+    def forward(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        """Rotate piece by piece into one new tensor."""
+        planes = cos.shape[-1]
+        channels = 2 * planes
+        dtype = work_dtype(x, cos)
+        turn = _turn_complex if interleaved else _turn_real
+        direct = x.dtype == dtype and (_is_complex_ready(x) if interleaved else True)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for x_piece, out_piece, c, s in _pieces(x, out, cos, sin):
+            source, target = x_piece[..., :channels], out_piece[..., :channels]
+            if direct:
+                turn(source, target, c.to(dtype), s.to(dtype))
+            else:
+                source = source.to(dtype, memory_format=torch.contiguous_format, copy=True)
+                turn(source, source_out := torch.empty_like(source), c.to(dtype), s.to(dtype))
+                target.copy_(source_out)
+            if channels < x.shape[-1]:
+                out_piece[..., channels:] = x_piece[..., channels:]
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the inputs; x is only needed for the gradient of the angles."""
+        x, cos, sin, interleaved = inputs
+        ctx.interleaved = interleaved
+        ctx.angles_need_grad = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if ctx.angles_need_grad else None, cos, sin)
+        ctx.save_for_forward(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Turn the gradient back for x; reduce gradient times conjugate input for cos and sin."""
+        (grad,) = grads
+        x, cos, sin = ctx.saved_tensors
+        grad_x = rotate_blockwise(grad, cos, -sin, ctx.interleaved) if ctx.needs_input_grad[0] else None
+        if not ctx.angles_need_grad:
+            return grad_x, None, None, None
+        # With create_graph the reduction must itself be differentiable, which writing into buffers is not.
+        reduce = _reduce_plain if torch.is_grad_enabled() else _reduce_blocks
+        grad_cos, grad_sin = reduce(grad, x, cos, ctx.interleaved)
+        return grad_x, grad_cos, grad_sin, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Forward-mode derivative, by bilinearity."""
+        x_t, cos_t, sin_t, _ = tangents
+        x, cos, sin = ctx.saved_tensors
+        total = torch.zeros_like(x) if x_t is None else rotate_plain(x_t, cos, sin, ctx.interleaved)
+        cos_t = torch.zeros_like(cos) if cos_t is None else cos_t
+        sin_t = torch.zeros_like(sin) if sin_t is None else sin_t
+        channels = 2 * cos.shape[-1]
+        turned = rotate_plain(x[..., :channels], cos_t, sin_t, ctx.interleaved)
+        return total + F.pad(turned, (0, x.shape[-1] - channels))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+    ) -> tuple[Tensor, int]:
+        """Treat the mapped dimension as one more leading dimension."""
+        rank = x.dim() - (in_dims[0] is not None)
+        x, cos, sin = (
+            _lead(t, dim, rank, info.batch_size) for t, dim in zip((x, cos, sin), in_dims[:3], strict=True)
+        )
+        return rotate_blockwise(x, cos, sin, interleaved), 0
+
+
+def rotate_blockwise(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate x by angles whose shape broadcasts to ``(*x.shape[:-1], planes)``."""
+    out: Tensor = BlockRotation.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _turn_complex(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate interleaved pairs of ``source`` into ``target`` as one complex product."""
+    pairs = torch.view_as_complex(source.unflatten(-1, (-1, 2)))
+    torch.mul(pairs, torch.complex(cos, sin), out=torch.view_as_complex(target.unflatten(-1, (-1, 2))))
+
+
+def _turn_real(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate half-layout pairs of ``source`` into ``target``, four products, no scratch space."""
+    first, second = source.chunk(2, dim=-1)
+    out_first, out_second = target.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(first, sin, out=out_second).addcmul_(second, cos)
+
+
+def _reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of cos and sin: ``grad * conj(x)`` summed over the dimensions that cos was broadcast along."""
+    dtype = work_dtype(x, cos)
+    a, b = pair_views(x, cos.shape[-1], interleaved)
+    g, h = pair_views(grad, cos.shape[-1], interleaved)
+    a, b, g, h = a.to(dtype), b.to(dtype), g.to(dtype), h.to(dtype)
+    return (g * a + h * b).sum_to_size(cos.shape).to(cos.dtype), (h * a - g * b).sum_to_size(cos.shape).to(cos.dtype)
+
+
+def _reduce_blocks(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """The same, piece by piece."""
+    dtype = work_dtype(x, cos)
+    grad_cos = torch.zeros(cos.shape, dtype=dtype, device=x.device)
+    grad_sin = torch.zeros_like(grad_cos)
+    for x_piece, g_piece, c_piece, cos_out, sin_out in _pieces(x, grad, cos, grad_cos, grad_sin):
+        part_cos, part_sin = _reduce_plain(g_piece, x_piece, c_piece.to(dtype), interleaved)
+        cos_out += part_cos
+        sin_out += part_sin
+    return grad_cos.to(cos.dtype), grad_sin.to(cos.dtype)
+
+
+def pair_views(x: Tensor, planes: int, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """The first and second channels of every rotated pair, as views."""
+    channels = 2 * planes
+    if interleaved:
+        return x[..., 0:channels:2], x[..., 1:channels:2]
+    return x[..., :planes], x[..., planes:channels]
+
+
+def _is_complex_ready(x: Tensor) -> bool:
+    """Whether neighbouring channels of x can be read as complex numbers where they lie."""
+    return x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in x.stride()[:-1])
+
+
+def _pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut x along its longest leading dimension, and with it all tensors that broadcast against x."""
+    tensors = tuple(t.reshape(*(1,) * (x.dim() - t.dim()), *t.shape) for t in (x, *others))
+    if x.dim() == 1 or x.numel() == 0:
+        yield tensors
+        return
+    budget = _CPU_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK
+    dim = max(range(x.dim() - 1), key=lambda d: x.shape[d])
+    length = x.shape[dim]
+    step = max(1, budget * length // x.numel())
+    for start in range(0, length, step):
+        size = min(step, length - start)
+        yield tuple(t if t.shape[dim] == 1 else t.narrow(dim, start, size) for t in tensors)
+
+
+def _lead(tensor: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
+    """Bring a mapped dimension to the front of a tensor padded to ``rank`` dimensions behind it."""
+    tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.reshape(size, *(1,) * (rank + 1 - tensor.dim()), *tensor.shape[1:])

@@ -1,0 +1,1 @@
+"""Learnable spacing transforms (see ``make_spacing_transform``)."""
