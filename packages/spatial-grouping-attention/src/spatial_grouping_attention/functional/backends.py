@@ -1,0 +1,102 @@
+"""Which implementation serves a call: every backend's limits, and the one rule by which "auto" chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from .. import validation
+from ..geometry import Neighbourhood
+from . import flash
+from .reference import is_table
+
+
+class Backend(str, Enum):
+    """Implementations of the operators; all give the same results."""
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    FUSED = "fused"
+    TILED = "tiled"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend has to know of a call to say whether it can serve it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    neighbourhood: Neighbourhood | None
+    bias: str | None
+    """``None``, ``"table"`` or ``"full"``."""
+
+    @classmethod
+    def of(cls, q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None) -> Problem:
+        """Describe a call with validated arguments."""
+        kind = None if bias is None else "table" if is_table(bias, neighbourhood) else "full"
+        return cls(q.device, q.dtype, neighbourhood, kind)
+
+    @property
+    def dense(self) -> bool:
+        """Whether every token sees every group."""
+        return self.neighbourhood is None or self.neighbourhood.covers_all
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The backend of a call, why it was chosen, and why the others were not."""
+
+    backend: Backend
+    reason: str
+    refusals: dict[Backend, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The whole decision in words."""
+        lines = [f"{self.backend.value}: {self.reason}"]
+        for backend, reasons in self.refusals.items():
+            lines += [f"  {backend.value} cannot: {reason}" for reason in reasons]
+        return "\n".join(lines)
+
+
+def refusals(backend: Backend, problem: Problem) -> list[str]:
+    """Every reason why a backend cannot serve a call; empty where it can."""
+    reasons = []
+    if backend is Backend.FUSED:
+        reasons += flash.refusals(problem.device, problem.dtype)
+        if not problem.dense:
+            reasons.append("fused is dense: it needs neighbourhood=None or a window that covers every group")
+        if problem.bias is not None:
+            reasons.append(f"fused takes no bias, got a {problem.bias} one: its kernels give it no gradient")
+    if backend is Backend.TILED:
+        if problem.neighbourhood is None:
+            reasons.append("tiled is windowed: it needs a neighbourhood")
+        if problem.bias == "full":
+            reasons.append("tiled takes a bias per window offset only, got one for every pair")
+    return reasons
+
+
+def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selection:
+    """Choose the backend of a call.
+
+    "auto" takes ``fused`` where every token sees every group, ``tiled`` where a window is given, and ``reference``
+    where neither can serve (a bias for every pair is as large as the matrix that ``reference`` makes).
+
+    Raises:
+        ValueError: the name is unknown, or the requested backend cannot serve; every reason is listed.
+    """
+    validation.one_of("backend", requested, [b.value for b in Backend])
+    requested = Backend(requested)
+    cannot = {b: refusals(b, problem) for b in Backend if b is not Backend.AUTO}
+    if requested is not Backend.AUTO:
+        if cannot[requested]:
+            reasons = "".join(f"\n  - {reason}" for reason in cannot[requested])
+            raise ValueError(f"backend={requested.value!r} cannot serve this call:{reasons}")
+        return Selection(requested, "requested", cannot)
+    if not cannot[Backend.FUSED]:
+        return Selection(Backend.FUSED, "every token sees every group", cannot)
+    if not cannot[Backend.TILED]:
+        return Selection(Backend.TILED, "the window hides some groups from some tokens", cannot)
+    return Selection(Backend.REFERENCE, "no other backend can serve", cannot)

@@ -1,0 +1,49 @@
+"""Where the groups of a strided convolution lie in physical space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from RoSE import Grid
+
+from .axis import output_size
+
+
+def coarse_shape(
+    shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, ...]:
+    """Number of groups per axis, ``(n + 2p - k)//s + 1``.
+
+    Raises:
+        ValueError: the kernel is larger than the padded grid on some axis.
+    """
+    sizes = []
+    for n, k, s, p in zip(shape, kernel_size, stride, padding, strict=True):
+        if n + 2 * p < k:
+            raise ValueError(
+                f"kernel_size must not exceed the padded grid (n + 2*padding >= kernel_size), "
+                f"got n={n}, padding={p}, kernel_size={k} in grid {tuple(shape)}"
+            )
+        sizes.append(output_size(n, k, s, p))
+    return tuple(sizes)
+
+
+def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Grid:
+    """The grid of groups in the same physical frame as ``grid``.
+
+    ``spacing' = spacing * stride`` and ``origin' = origin + ((k - 1)/2 - p) * spacing``: a group sits at the
+    centre of its receptive field, so even kernels get their half voxel.
+    """
+    centre = tuple((k - 1) / 2 - p for k, p in zip(kernel_size, padding, strict=True))
+    spacing, origin = grid.spacing, grid.origin
+    shape = coarse_shape(grid.shape, kernel_size, stride, padding)
+    if isinstance(spacing, torch.Tensor) or isinstance(origin, torch.Tensor):
+        like = spacing if isinstance(spacing, torch.Tensor) else origin
+        spacing, origin = torch.as_tensor(spacing).to(like), torch.as_tensor(origin).to(like)
+        return Grid(shape, spacing * spacing.new_tensor(stride), origin + spacing * spacing.new_tensor(centre))
+    return Grid(
+        shape,
+        tuple(d * s for d, s in zip(spacing, stride, strict=True)),
+        tuple(o + c * d for o, c, d in zip(origin, centre, spacing, strict=True)),
+    )

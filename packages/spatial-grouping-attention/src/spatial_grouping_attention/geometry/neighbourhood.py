@@ -1,0 +1,146 @@
+"""The relation between a fine grid and a grid of groups, on any number of axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+
+from .. import validation
+from .axis import Axis, output_size
+
+Ints = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Which groups each fine token sees: pure integers, one entry per axis.
+
+    A fine token i sees group j when ``cell(i) - j`` is in ``dilation * {-r, ..., r}``, ``r = (window - 1)/2``,
+    and ``0 <= j < G``, on every axis. Windows are clipped at the borders, never shifted, so the relation read
+    from the groups' side is exactly its transpose.
+
+    Args:
+        input_shape: sizes of the fine grid, one per axis (1 to any number of axes).
+        output_shape: number of groups per axis, ``(n + 2*padding - kernel_size)//stride + 1``.
+        stride: fine tokens per group; int or one per axis.
+        kernel_size: size of the convolution that makes the groups; int or one per axis.
+        padding: its zero padding; int or one per axis.
+        window: odd number of groups that a token sees per axis, before clipping.
+        dilation: distance between neighbouring groups of the window.
+
+    Raises:
+        TypeError: an entry is not an integer.
+        ValueError: an entry is out of range, ``window`` is even, or ``output_shape`` is not the convolution's.
+    """
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    stride: Ints
+    kernel_size: Ints
+    padding: Ints
+    window: Ints
+    dilation: Ints = 1
+
+    def __post_init__(self) -> None:
+        """Broadcast every entry to one per axis and check it."""
+        shape = self.input_shape
+        if not isinstance(shape, Sequence) or len(shape) == 0:
+            raise TypeError(f"input_shape must be a non-empty sequence of ints, got {shape!r}")
+        ndim = len(shape)
+        minima = {
+            "input_shape": 1,
+            "output_shape": 1,
+            "stride": 1,
+            "kernel_size": 1,
+            "padding": 0,
+            "window": 1,
+            "dilation": 1,
+        }
+        for name, minimum in minima.items():
+            value = validation.per_axis(name, getattr(self, name), ndim, minimum=minimum)
+            object.__setattr__(self, name, value)
+        if any(axis.window % 2 == 0 for axis in self.axes):
+            raise ValueError(f"window must be odd on every axis, got {self.window}")
+        for axis in self.axes:
+            expected = output_size(axis.size, axis.kernel, axis.stride, axis.padding)
+            if axis.groups != expected:
+                raise ValueError(
+                    "output_shape must be (n + 2*padding - kernel_size)//stride + 1 on every axis: "
+                    f"n={axis.size}, kernel_size={axis.kernel}, stride={axis.stride}, padding={axis.padding} "
+                    f"give {expected}, got {axis.groups}"
+                )
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """The relation of each axis on its own."""
+        columns = [getattr(self, field.name) for field in fields(self)]
+        return tuple(Axis(*column) for column in zip(*columns, strict=True))
+
+    def integers(self) -> list[int]:
+        """Every entry in one flat list, field by field: how operators registered with torch carry it."""
+        return [value for field in fields(self) for value in getattr(self, field.name)]
+
+    @classmethod
+    def from_integers(cls, integers: Sequence[int]) -> Neighbourhood:
+        """Rebuild from :meth:`integers`."""
+        ndim = len(integers) // len(fields(cls))
+        return cls(*(tuple(integers[i : i + ndim]) for i in range(0, len(integers), ndim)))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.input_shape)
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of fine tokens."""
+        return math.prod(self.input_shape)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups."""
+        return math.prod(self.output_shape)
+
+    @property
+    def covers_all(self) -> bool:
+        """Whether the window is so wide that every token sees every group."""
+        return all(axis.covers_all for axis in self.axes)
+
+    def mask(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """The relation as a matrix, for the oracle and for small grids.
+
+        Returns:
+            Boolean (num_inputs, num_groups), true where the token sees the group.
+        """
+        mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+        for distance, axis in zip(self._distances(device), self.axes, strict=True):
+            sees = (distance.abs() <= axis.reach) & (distance % axis.dilation == 0)
+            mask = (mask[:, None, :, None] & sees[None, :, None, :]).flatten(0, 1).flatten(1, 2)
+        return mask
+
+    def window_index(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Which entry of a window-shaped table each visible pair reads.
+
+        Entry ``(group - cell) / dilation + r`` per axis, row-major over the window; 0 where nothing is seen.
+
+        Returns:
+            Integer (num_inputs, num_groups).
+        """
+        index = torch.zeros(1, 1, dtype=torch.long, device=device)
+        for distance, axis in zip(self._distances(device), self.axes, strict=True):
+            entry = (-distance).div(axis.dilation, rounding_mode="floor") + axis.radius
+            entry = entry.clamp(0, axis.window - 1)
+            index = (index[:, None, :, None] * axis.window + entry[None, :, None, :]).flatten(0, 1).flatten(1, 2)
+        return index.masked_fill(~self.mask(device), 0)
+
+    def _distances(self, device: torch.device | str | None) -> list[torch.Tensor]:
+        """Per axis, cell(i) - j for every fine index i and group j."""
+        distances = []
+        for axis in self.axes:
+            cells = torch.tensor([axis.cell(i) for i in range(axis.size)], device=device)
+            distances.append(cells[:, None] - torch.arange(axis.groups, device=device)[None, :])
+        return distances

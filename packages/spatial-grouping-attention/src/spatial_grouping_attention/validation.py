@@ -1,0 +1,89 @@
+"""Checks of what callers pass in, in one place, so that every error is worded the same way.
+
+Everything here looks at types, shapes and python numbers only: nothing is computed on tensors, so the checks
+cost no device synchronisation and vanish in traced graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def per_axis(name: str, value: Any, ndim: int, *, minimum: int) -> tuple[int, ...]:
+    """Broadcast an int, or check a sequence of ints, to one integer per axis."""
+    values = (value,) * ndim if _is_int(value) else value
+    if not isinstance(values, Sequence) or isinstance(values, str) or not all(_is_int(v) for v in values):
+        raise TypeError(f"{name} must be an int or a sequence of {ndim} ints, got {value!r}")
+    if len(values) != ndim:
+        raise ValueError(f"{name} must have one entry for each of the {ndim} axes, got {tuple(values)}")
+    if any(v < minimum for v in values):
+        raise ValueError(f"{name} must be at least {minimum} on every axis, got {tuple(values)}")
+    return tuple(int(v) for v in values)
+
+
+def positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
+    """Check for an int of at least ``minimum``."""
+    if not _is_int(value):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Check membership and list what would have been accepted."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    """Check that ``divisor`` divides ``value``."""
+    if value % divisor:
+        raise ValueError(f"{divisor_name} must divide {name}, got {name}={value} and {divisor_name}={divisor}")
+
+
+def floating(name: str, tensor: Any) -> None:
+    """Check for a tensor of one of the supported floating dtypes."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def shaped(name: str, tensor: torch.Tensor, pattern: str, **sizes: int) -> None:
+    """Check a tensor against a pattern such as ``"B H N_in D"``; ``sizes`` pins some of its axes."""
+    axes = pattern.split()
+    expected = "(" + ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes) + ")"
+    if tensor.ndim != len(axes):
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
+    for axis, size in zip(axes, tensor.shape, strict=True):
+        if axis in sizes and size != sizes[axis]:
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Check for a finite python number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def probability(name: str, value: Any) -> float:
+    """Check for a number in [0, 1)."""
+    number = finite_number(name, value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {number}")
+    return number
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
