@@ -150,14 +150,14 @@ class Tiling:
         inner = tuple(slice(a.halo, a.halo + a.axis.groups) for a in self.axes)
         return padded[(slice(None), slice(None), *inner)].flatten(2, -2)
 
-    def chunks(self, batch: int, heads: int, channels: int) -> Iterator[Chunk]:
+    def chunks(self, batch: int, heads: int, channels: int, *, split_heads: bool = True) -> Iterator[Chunk]:
         """Cut the work along the first axis' tiles, heads and batch into cache-sized chunks."""
         tokens = math.prod(a.tokens_per_tile for a in self.axes)
         groups = math.prod(a.groups_per_tile for a in self.axes)
         row = math.prod(a.num for a in self.axes[1:]) * (tokens * groups + (tokens + groups) * channels)
         budget = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cpu"])
         # All heads and all samples share a chunk's index tables, so those are merged before rows are.
-        per_head = max(1, min(heads, budget // row))
+        per_head = max(1, min(heads, budget // row)) if split_heads else heads
         per_batch = max(1, min(batch, budget // (row * heads))) if per_head == heads else 1
         rows = max(1, budget // (row * per_head * per_batch))
         for first in range(0, self.axes[0].num, rows):
@@ -272,8 +272,9 @@ class Chunk:
         return x.unflatten(2, (-1, self.tables.groups_per_tile))
 
     def store_tokens(self, out: Tensor, tiles: Tensor) -> None:
-        """Write (b, h, tiles, P[, C]) to its tokens of ``out`` (B, H, N_in[, C])."""
-        out[self.batch, self.heads, self.tables.slab] = tiles.flatten(2, 3)[:, :, self.tables.slot_of_token]
+        """Write (b, h, tiles, P[, C]) to its tokens of ``out`` (B, H, N_in[, C]; H may be 1 for all heads)."""
+        heads = slice(None) if out.shape[1] == 1 else self.heads
+        out[self.batch, heads, self.tables.slab] = tiles.flatten(2, 3)[:, :, self.tables.slot_of_token]
 
     def collect(self, sums: Tensor, tiles: Tensor) -> None:
         """Add (b, h, tiles, Q, C) to the padded sums (B, H, *padded_shape, C)."""

@@ -1,0 +1,34 @@
+"""Dense grouping: every token sees every group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import SpatialGroupingAttention
+
+
+class DenseSpatialGroupingAttention(SpatialGroupingAttention):
+    """Grouping in which every token may belong to any group; for the coarse, last stages of a backbone.
+
+    Cost grows as N_in * N_out, memory as N_in + N_out.
+
+    Args:
+        *args: see :class:`SpatialGroupingAttention`.
+        **kwargs: see :class:`SpatialGroupingAttention`.
+
+    Raises:
+        TypeError: an argument has the wrong type or is unknown.
+        ValueError: an argument is out of range, sizes do not divide, or a relative bias is asked for.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.relative_bias:
+            raise ValueError(
+                "relative_bias must be False for dense grouping, got True: its table would change with the grid. "
+                "Use SparseSpatialGroupingAttention, or rely on the rotary embedding"
+            )
+
+    def window(self, output_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A window that reaches from either end of the grid to the other."""
+        return tuple(2 * g - 1 for g in output_shape), (1,) * len(output_shape)

@@ -1,0 +1,59 @@
+"""What a grouping layer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .assignment import Assignment
+
+
+@dataclass(frozen=True, eq=False)
+class GroupingOutput(Mapping[str, Any]):
+    """Features of the groups, where the groups lie, and which tokens belong to them.
+
+    Reads like a dataclass (``output.x_out``) and like a dict (``output["x_out"]``, ``**output``), and is a
+    pytree, so that it passes through ``torch.func`` transforms, ``torch.compile`` and hooks.
+    """
+
+    x_out: Tensor
+    """Features of the groups (B, N_out, out_dims)."""
+    out_grid_shape: tuple[int, ...]
+    """Groups along each axis; their product is N_out."""
+    out_spacing: tuple[float, ...] | Tensor
+    """Distance between groups in physical units: one per axis, or (B, spatial_dims) if the input's was."""
+    out_origin: tuple[float, ...] | Tensor
+    """Position of the first group in the frame in which ``input_origin`` was given."""
+    assignment: Assignment
+    """Memberships of the input tokens in the groups."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name."""
+        if name not in set(self):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the fields."""
+        return (field.name for field in fields(self))
+
+    def __len__(self) -> int:
+        """How many fields there are."""
+        return len(fields(self))
+
+
+def _flatten(output: GroupingOutput) -> tuple[list[Any], None]:
+    return list(output.values()), None
+
+
+def _unflatten(values: Any, _: None) -> GroupingOutput:
+    return GroupingOutput(*values)
+
+
+pytree.register_pytree_node(
+    GroupingOutput, _flatten, _unflatten, serialized_type_name="spatial_grouping_attention.GroupingOutput"
+)
