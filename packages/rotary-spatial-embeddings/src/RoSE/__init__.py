@@ -2,13 +2,17 @@
 
 from . import functional
 from .__about__ import __version__
+from .aliasing import AliasingWarning
 from .attention import RoSEMultiHeadCrossAttention
-from .embedding import AliasingWarning, RotarySpatialEmbedding
+from .blocks import MultiResolutionBlock, RoSEMultiHeadAttention
+from .embedding import RotarySpatialEmbedding
 from .grid import Grid
 
 __all__ = [
     "AliasingWarning",
     "Grid",
+    "MultiResolutionBlock",
+    "RoSEMultiHeadAttention",
     "RoSEMultiHeadCrossAttention",
     "RotarySpatialEmbedding",
     "__version__",

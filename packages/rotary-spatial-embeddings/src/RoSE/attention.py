@@ -13,8 +13,8 @@ from .grid import Grid
 from .positions import Shape, Spacing
 from .validation import require_floating, require_int, require_real
 
-# One score matrix larger than this is refused unless the user raises the limit: 16 GiB is more than 10^4 x 10^4
-# scores of 16 heads in float32 (6.4 GB) and less than most machines could hold twice.
+# A score matrix larger than this is refused unless the user raises the limit. A grid of 100 x 100 with 16
+# heads (6.4 GB in float32) stays possible; what comes next, 200 x 200 (102 GB), is beyond ordinary machines.
 MAX_SCORE_BYTES = 16 * 2**30
 
 
@@ -48,6 +48,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         max_score_bytes: int = MAX_SCORE_BYTES,
         **rose: Any,
     ) -> None:
+        """Check the arguments and set up; see the class."""
         super().__init__()
         self.scale = require_real("scale", scale, above=0.0)
         self.max_score_bytes = require_int("max_score_bytes", max_score_bytes, minimum=1)
@@ -143,8 +144,8 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         heads = self.rose.num_heads
         if v.dim() != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] % heads:
             raise ValueError(
-                f"v must be (batch, key tokens, value dim) with a value dim divisible by {heads} heads and k's batch "
-                f"and tokens; got v {tuple(v.shape)} for k {tuple(k.shape)}"
+                f"v must be (batch, key tokens, value dim), a value dim divisible by {heads} heads, and k's "
+                f"batch and tokens; got v {tuple(v.shape)} for k {tuple(k.shape)}"
             )
         require_real("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
         q, k = self._rotated(
@@ -152,7 +153,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
             coordinates=coordinates, k_coordinates=k_coordinates,
             num_prefix_tokens=num_prefix_tokens, k_num_prefix_tokens=k_num_prefix_tokens,
         )  # fmt: skip
-        v = v.unflatten(2, (heads, -1)).transpose(1, 2)
+        v = torch.unflatten(v, 2, (heads, -1)).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, scale=self.scale)
         return out.transpose(1, 2).flatten(2)
 
@@ -160,15 +161,15 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         """Rotated q and k with heads in front: ``(batch, heads, tokens, head size)``."""
         q, k = self.rose.rotate_pair(q, k, *positions, **more)
         split = (self.rose.num_heads, self.rose.head_dim)
-        return q.unflatten(2, split).transpose(1, 2), k.unflatten(2, split).transpose(1, 2)
+        return torch.unflatten(q, 2, split).transpose(1, 2), torch.unflatten(k, 2, split).transpose(1, 2)
 
     def _require_affordable(self, q: Tensor, k: Tensor) -> None:
-        needed = q.shape[0] * self.rose.num_heads * q.shape[1] * k.shape[1] * q.element_size()
-        if needed > self.max_score_bytes:
+        wanted = q.shape[0] * self.rose.num_heads * q.shape[1] * k.shape[1] * q.element_size()
+        if wanted > self.max_score_bytes:
             raise ValueError(
-                f"the score matrix of {q.shape[1]} queries and {k.shape[1]} keys would take {needed / 1e9:.1f} GB, over "
-                f"max_score_bytes = {self.max_score_bytes / 1e9:.1f} GB: call attend(q, k, v, ...), which never "
-                "stores it, or raise max_score_bytes"
+                f"the scores of {q.shape[1]} queries and {k.shape[1]} keys would take {wanted / 1e9:.1f} GB, "
+                f"over max_score_bytes = {self.max_score_bytes / 1e9:.1f} GB: call attend(q, k, v, ...), "
+                "which never stores them, or raise max_score_bytes"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import frequencies
+from .aliasing import AliasingWarning, aliasing_message
 from .functional import cos_sin, phases, rotate
 from .grid import Grid
-from .positions import Shape, Spacing, as_grid, require_batch, require_coordinates
+from .packed import jagged, require_jagged, rewrap
+from .positions import Shape, Spacing, as_grid, require_batch, require_coordinates, spacing_tensor
+from .transforms import FORMS, make_spacing_transform
 from .validation import (
     LAYOUTS,
     require_choice,
@@ -23,11 +27,7 @@ from .validation import (
     require_int,
     require_per_axis,
     require_real,
-    values_are_readable,
 )
-
-class AliasingWarning(UserWarning):
-    """A grid is too coarse for the fastest plane: neighbouring points turn by more than half a period."""
 
 
 class RotarySpatialEmbedding(nn.Module):
@@ -41,7 +41,8 @@ class RotarySpatialEmbedding(nn.Module):
         spatial_dims: Number of axes of a position (1, 2, 3, ...).
         learnable: Whether ``freqs`` is a parameter; otherwise a buffer. In the state dict either way.
         base_theta: Ratio of slowest to fastest wavelength before scaling, greater than 1.
-        rotary_ratio: Part that rotates, 0 to 1, rounded to whole planes (or heads) and, above 0, at least one.
+        rotary_ratio: Part that rotates, 0 to 1, rounded to whole planes (or heads) and, above 0, at least
+            one.
         init_jitter_std: Relative spread of the initial wave vector lengths (log-normal), drawn from torch's
             generator. Learnable wave vectors only; fixed ones are exact.
         frequency_scaling: How the band narrows with N = ``spatial_dims``: ``"none"`` base_theta, ``"linear"``
@@ -56,8 +57,11 @@ class RotarySpatialEmbedding(nn.Module):
             position), or whole ``"heads"`` (the first ones; then ``freqs`` has rows for those heads only).
         interleaved: Pair neighbouring channels; False pairs channel i with i + planes (see
             :func:`RoSE.functional.rotate`).
+        spacing_transform: Learnable change of the spacing before it scales positions: None or ``"identity"``,
+            ``"power"`` or ``"log"`` (see :mod:`RoSE.transforms`).
         device: Where to put the wave vectors.
-        dtype: Of the wave vectors, float32 or float64. They stay float32 when the module is cast to a half type.
+        dtype: Of the wave vectors, float32 or float64. They stay float32 when the module is cast to a half
+            type.
 
     Raises:
         TypeError: Arguments of the wrong type.
@@ -82,9 +86,11 @@ class RotarySpatialEmbedding(nn.Module):
         wavelengths: tuple[float, float] | None = None,
         rotary_partition: str = "channels",
         interleaved: bool = True,
+        spacing_transform: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Check the arguments and set up; see the class."""
         super().__init__()
         head_dim = require_head_split(dim, num_heads)
         self.dim = dim
@@ -105,6 +111,9 @@ class RotarySpatialEmbedding(nn.Module):
         self.wavelengths = _require_wavelengths(wavelengths, self.reference_spacing)
         self.rotary_partition = require_choice("rotary_partition", rotary_partition, ("channels", "heads"))
         self.interleaved = interleaved
+        if spacing_transform is not None:
+            require_choice("spacing_transform", spacing_transform, FORMS)
+        self.spacing_transform = make_spacing_transform(spacing_transform, self.reference_spacing, device)
 
         by_heads = rotary_partition == "heads"
         self.rotary_heads = _part(num_heads, rotary_ratio) if by_heads else num_heads
@@ -117,13 +126,13 @@ class RotarySpatialEmbedding(nn.Module):
             self.freqs = nn.Parameter(freqs)
         else:
             self.register_buffer("freqs", freqs)
-        self._aliasing_seen: tuple[float, ...] | None = None
+        self._spacing_seen: tuple[float, ...] | None = None
         self._has_warned = False
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set ``freqs`` to its initial values, with fresh jitter; works after ``to_empty`` on a meta module."""
+        """Set all parameters to initial values, with fresh jitter; also after ``to_empty`` from meta."""
         heads, planes, dims = self.freqs.shape
         theta = frequencies.scaled_theta(self.base_theta, self.frequency_scaling, planes, dims)
         table = frequencies.wave_vectors(
@@ -133,11 +142,14 @@ class RotarySpatialEmbedding(nn.Module):
         if self.learnable and self.init_jitter_std > 0:
             table = frequencies.jitter(table, self.init_jitter_std)
         self.freqs.copy_(table)
+        if self.spacing_transform is not None:
+            self.spacing_transform.reset_parameters()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move and cast as any module, but never hold wave vectors in a type narrower than float32.
 
-        ``.bfloat16()`` on a whole model would round wavelengths by 0.4 %, which far from the origin is many turns.
+        ``.bfloat16()`` on a whole model would round wavelengths by 0.4 %, which far from the origin is many
+        turns.
         """
 
         def widened(tensor: Tensor) -> Tensor:
@@ -146,7 +158,7 @@ class RotarySpatialEmbedding(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        return super()._apply(widened, recurse)
+        return super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -160,8 +172,11 @@ class RotarySpatialEmbedding(nn.Module):
     ) -> Tensor:
         """Rotate x by the positions of its tokens.
 
-        Positions come either from a grid (``grid_shape`` and ``spacing``, token order row-major, first token at
-        0) or from ``coordinates``. Positions are used as they are: nothing is centred or shifted.
+        Positions come either from a grid (``grid_shape`` and ``spacing``, token order row-major, first token
+        at 0) or from ``coordinates``. Positions are used as they are: nothing is centred or shifted.
+
+        Sequences of different lengths can be packed: concatenated along the tokens of one batch row with the
+        ``coordinates`` of all of them, or as a jagged nested tensor with nested or concatenated coordinates.
 
         Args:
             x: Queries or keys, laid out as ``layout`` says.
@@ -169,7 +184,8 @@ class RotarySpatialEmbedding(nn.Module):
                 ``(spatial_dims,)``, or per sample ``(batch, spatial_dims)``. Default 1.
             grid_shape: Points along each axis. May be left out in one dimension.
             coordinates: Positions ``(tokens, spatial_dims)`` or ``(batch, tokens, spatial_dims)``, or a
-                :class:`RoSE.Grid` (which has an origin). Gradients flow to a tensor.
+                :class:`RoSE.Grid` (which has an origin). Gradients flow to a tensor. With a
+                ``spacing_transform``, give the ``spacing`` a tensor of coordinates was sampled at as well.
             num_prefix_tokens: Leading tokens (class, registers) that have no position and pass unrotated;
                 positions are for the tokens after them.
             layout: ``"bnd"`` (batch, tokens, dim), ``"bnhd"`` (batch, tokens, heads, head size) or ``"bhnd"``
@@ -183,12 +199,17 @@ class RotarySpatialEmbedding(nn.Module):
             ValueError: Shapes that disagree with the module or with each other, bad spacing, unknown layout.
         """
         if x.is_nested:
-            return self._rotate_nested(x, coordinates, layout)
+            require_jagged(x, coordinates, layout, num_prefix_tokens)
+            row = jagged(x).values().unsqueeze(0)
+            where = jagged(coordinates).values() if jagged(coordinates).is_nested else coordinates
+            return rewrap(
+                self.forward(row, spacing, grid_shape, coordinates=where, layout=layout).squeeze(0), x
+            )
         batch, tokens = self._require_input("x", x, layout, num_prefix_tokens)
-        positions = require_batch(self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch)
-        if not self.freqs.numel():
-            return x
-        return self._rotate(x, *self._cos_sin(positions, x, num_prefix_tokens), layout)
+        positions = require_batch(
+            self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch
+        )
+        return self.rotate_at(positions, x, num_prefix_tokens=num_prefix_tokens, layout=layout)[0]
 
     def rotate_pair(
         self,
@@ -241,10 +262,20 @@ class RotarySpatialEmbedding(nn.Module):
                 k_coordinates = None if k_is_elsewhere else coordinates
             return (
                 self.forward(
-                    q, spacing, grid_shape, coordinates=coordinates, num_prefix_tokens=num_prefix_tokens, layout=layout
+                    q,
+                    spacing,
+                    grid_shape,
+                    coordinates=coordinates,
+                    num_prefix_tokens=num_prefix_tokens,
+                    layout=layout,
                 ),
                 self.forward(
-                    k, k_spacing, k_grid_shape, coordinates=k_coordinates, num_prefix_tokens=k_prefix, layout=layout
+                    k,
+                    k_spacing,
+                    k_grid_shape,
+                    coordinates=k_coordinates,
+                    num_prefix_tokens=k_prefix,
+                    layout=layout,
                 ),
             )
         batch, tokens = self._require_input("q", q, layout, num_prefix_tokens)
@@ -256,10 +287,32 @@ class RotarySpatialEmbedding(nn.Module):
             )
         positions = self.positions(tokens, spacing, grid_shape, coordinates, device=q.device)
         require_batch(require_batch(positions, batch), k_batch)
+        q, k = self.rotate_at(positions, q, k, num_prefix_tokens=num_prefix_tokens, layout=layout)
+        return q, k
+
+    def rotate_at(
+        self, positions: Tensor, *features: Tensor, num_prefix_tokens: int = 0, layout: str = "bnd"
+    ) -> tuple[Tensor, ...]:
+        """Rotate tensors by positions from :meth:`positions`; angles are computed once for all of them.
+
+        Args:
+            positions: ``(tokens, N)`` or ``(batch, tokens, N)``, used as they are.
+            *features: Tensors with these tokens behind the prefix, all laid out as ``layout`` says.
+            num_prefix_tokens: Leading tokens without position.
+            layout: See :meth:`forward`.
+
+        Returns:
+            The rotated tensors, in order.
+        """
         if not self.freqs.numel():
-            return q, k
-        cos, sin = self._cos_sin(positions, q, num_prefix_tokens)
-        return self._rotate(q, cos, sin, layout), self._rotate(k, cos, sin, layout)
+            return features
+        # A token at the origin turns by exactly zero: prefix tokens are put there.
+        padded = F.pad(positions, (0, 0, num_prefix_tokens, 0))
+        angles = phases(padded.to(self.freqs.device), self.freqs)
+        cos, sin = cos_sin(
+            angles, functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32)
+        )
+        return tuple(self._rotate(x, cos.to(x.device), sin.to(x.device), layout) for x in features)
 
     def positions(
         self,
@@ -270,14 +323,42 @@ class RotarySpatialEmbedding(nn.Module):
         *,
         device: torch.device | None = None,
     ) -> Tensor:
-        """The coordinates that :meth:`forward` would use for ``tokens`` tokens: ``(tokens, N)`` or with a batch."""
-        if coordinates is not None and (grid_shape is not None or spacing is not None):
-            raise ValueError("give positions once: either coordinates, or grid_shape and spacing; got both")
-        if coordinates is not None and not isinstance(coordinates, Grid):
-            return require_coordinates(coordinates, self.spatial_dims, tokens)
-        grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates)
-        self._warn_if_aliased(grid)
-        return grid.coordinates(device=device)
+        """The coordinates that :meth:`forward` uses: ``(tokens, N)`` or ``(batch, tokens, N)``."""
+        if coordinates is None or isinstance(coordinates, Grid):
+            if coordinates is not None and (grid_shape is not None or spacing is not None):
+                raise ValueError(
+                    "give the grid once: a Grid as coordinates, or grid_shape and spacing; got both"
+                )
+            grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates)
+            self._warn_once_if_aliased(grid)
+            points, steps = grid.coordinates(device=device), grid.spacing
+        else:
+            points = require_coordinates(coordinates, self.spatial_dims, tokens)
+            if grid_shape is not None or (spacing is None) != (self.spacing_transform is None):
+                raise ValueError(
+                    "coordinates stand alone, except that a module with a spacing_transform needs the "
+                    f"spacing they were sampled at; got grid_shape={grid_shape!r}, spacing={spacing!r}, "
+                    f"spacing_transform={self.spacing_transform}"
+                )
+            if spacing is None:
+                return points
+            steps = require_per_axis("spacing", spacing, self.spatial_dims, positive=True)
+        if self.spacing_transform is None:
+            return points
+        factor: Tensor = self.spacing_transform(spacing_tensor(steps, points.device))
+        return points * factor.unsqueeze(-2)
+
+    def _warn_once_if_aliased(self, grid: Grid) -> None:
+        if torch.compiler.is_compiling() or self._has_warned:
+            return
+        if isinstance(grid.spacing, tuple):  # the usual case, and one that need not be looked at twice
+            if grid.spacing == self._spacing_seen:
+                return
+            self._spacing_seen = grid.spacing
+        message = aliasing_message(self.freqs, grid, self.reference_spacing)
+        if message is not None:
+            self._has_warned = True
+            warnings.warn(message, AliasingWarning, stacklevel=4)
 
     def extra_repr(self) -> str:
         """What distinguishes this embedding, for ``print(module)``."""
@@ -287,7 +368,7 @@ class RotarySpatialEmbedding(nn.Module):
         )
 
     def _require_input(self, name: str, x: Tensor, layout: str, num_prefix_tokens: int) -> tuple[int, int]:
-        """Check features against the module; return the batch size and the number of tokens with a position."""
+        """Check features against the module; return batch size and number of tokens with a position."""
         require_floating(name, x)
         require_choice("layout", layout, LAYOUTS)
         require_int("num_prefix_tokens", num_prefix_tokens, minimum=0)
@@ -296,55 +377,32 @@ class RotarySpatialEmbedding(nn.Module):
             "bnhd": ("(batch, tokens, heads, head size)", (None, None, self.num_heads, self.head_dim)),
             "bhnd": ("(batch, heads, tokens, head size)", (None, self.num_heads, None, self.head_dim)),
         }[layout]
-        if x.dim() != len(wanted) or any(w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)):
+        if x.dim() != len(wanted) or any(
+            w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)
+        ):
             sizes = ", ".join("*" if w is None else str(w) for w in wanted)
             raise ValueError(f"{name} in layout {layout!r} must be {form} = ({sizes}); got {tuple(x.shape)}")
         length = x.shape[2] if layout == "bhnd" else x.shape[1]
         if num_prefix_tokens > length:
-            raise ValueError(f"num_prefix_tokens must be at most the {length} tokens of {name}; got {num_prefix_tokens}")
+            raise ValueError(
+                f"num_prefix_tokens must be at most the {length} tokens of {name}; got {num_prefix_tokens}"
+            )
         return x.shape[0], length - num_prefix_tokens
-
-    def _cos_sin(self, positions: Tensor, x: Tensor, num_prefix_tokens: int = 0) -> tuple[Tensor, Tensor]:
-        """Cosines and sines ``(..., prefix + tokens, heads, planes)`` on x's device."""
-        # A token at the origin turns by exactly zero: prefix tokens are put there.
-        positions = F.pad(positions, (0, 0, num_prefix_tokens, 0))
-        angles = phases(positions.to(self.freqs.device), self.freqs)
-        cos, sin = cos_sin(angles, torch.promote_types(x.dtype, torch.float32))
-        return cos.to(x.device), sin.to(x.device)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
         """Rotate x (in any layout) by angles in token-major order."""
         if layout == "bnd":
-            return self._rotate(x.unflatten(2, (self.num_heads, self.head_dim)), cos, sin, "bnhd").flatten(2)
+            return self._rotate(
+                torch.unflatten(x, 2, (self.num_heads, self.head_dim)), cos, sin, "bnhd"
+            ).flatten(2)
         heads_dim = 2 if layout == "bnhd" else 1
         if layout == "bhnd":
             cos, sin = cos.transpose(-3, -2), sin.transpose(-3, -2)
         if self.rotary_heads == self.num_heads:
             return rotate(x, cos, sin, interleaved=self.interleaved)
-        turned, rest = x.split((self.rotary_heads, self.num_heads - self.rotary_heads), dim=heads_dim)
+        turned = x.narrow(heads_dim, 0, self.rotary_heads)
+        rest = x.narrow(heads_dim, self.rotary_heads, self.num_heads - self.rotary_heads)
         return torch.cat((rotate(turned, cos, sin, interleaved=self.interleaved), rest), dim=heads_dim)
-
-    def _warn_if_aliased(self, grid: Grid) -> None:
-        """Warn, once, when neighbouring grid points are more than half the shortest wavelength apart."""
-        spacing = grid.spacing
-        # Reading a tensor would stall an accelerator, and cannot be done at all while compiling.
-        if self._aliasing_seen == spacing or isinstance(spacing, Tensor) or torch.compiler.is_compiling():
-            return
-        self._aliasing_seen = spacing
-        if self._has_warned or not self.freqs.numel() or not values_are_readable(self.freqs):
-            return
-        steepest = self.freqs.detach().abs().amax(dim=(0, 1)).tolist()
-        for axis, (step, fastest) in enumerate(zip(spacing, steepest, strict=True)):
-            if step * fastest > math.pi and grid.shape[axis] > 1:
-                self._has_warned = True
-                warnings.warn(
-                    f"spacing {step:g} along axis {axis} is more than half the shortest wavelength "
-                    f"({2 * math.pi / fastest:g}), so the fastest planes alias; set reference_spacing (now "
-                    f"{self.reference_spacing[axis]:g}) to the finest spacing of your data, or give wavelengths",
-                    AliasingWarning,
-                    stacklevel=4,
-                )
-                return
 
 
 def _part(whole: int, ratio: float) -> int:

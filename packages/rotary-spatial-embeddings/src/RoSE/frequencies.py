@@ -1,11 +1,11 @@
 """Initial wave vectors: how long they are and where they point.
 
-A plane with wave vector w turns by <p, w> radians at position p. The lengths |w| form a *band*, log-spaced from
-fast (fine detail) to slow (long range). Two rules hold for every choice offered here:
+A plane with wave vector w turns by <p, w> radians at position p. The lengths |w| form a *band*, log-spaced
+from fast (fine detail) to slow (long range). Two rules hold for every choice offered here:
 
 * every head gets the whole band, so no head is blind to fine or to coarse displacements, and
-* the directions within a head span all axes whenever the head has at least as many planes as there are axes, so
-  that two different displacements never look the same.
+* the directions within a head span all axes whenever the head has at least as many planes as there are axes,
+  so that two different displacements never look the same.
 
 All tables are built in float64 on the CPU and are a pure function of their arguments: the randomness of an
 initialisation is confined to :func:`jitter`.
@@ -22,24 +22,25 @@ from torch import Tensor
 SCALINGS = ("none", "linear", "sqrt", "adaptive")
 DIRECTIONS = ("axial", "mixed", "uniform")
 
-# A plane tells displacements apart over roughly a factor of four (from an eighth to half of its wavelength), so
-# neighbouring wavelengths more than four times apart leave distances that no plane resolves.
+# A plane tells displacements apart over roughly a factor of four (from an eighth to half of its wavelength),
+# so neighbouring wavelengths more than four times apart leave distances that no plane resolves.
 ADAPTIVE_RATIO = 4.0
 
 
 def scaled_theta(base_theta: float, scaling: str, planes: int, spatial_dims: int) -> float:
     """Ratio of the slowest to the fastest wavelength for one of the named ``frequency_scaling`` rules.
 
-    ``"none"``: ``base_theta``; ``"linear"``: ``base_theta ** (1 / N)``; ``"sqrt"``: ``base_theta ** (1 / sqrt(N))``;
+    ``"none"``: ``base_theta``; ``"linear"``: ``base_theta ** (1 / N)``; ``"sqrt"``: ``base_theta ** (1 /
+    sqrt(N))``;
     ``"adaptive"``: as wide as the head's planes cover with neighbouring wavelengths at most a factor of four
     apart, ``4 ** (planes / N)``, and never wider than ``base_theta``.
     """
     if scaling == "none":
         return base_theta
     if scaling == "linear":
-        return base_theta ** (1 / spatial_dims)
+        return math.pow(base_theta, 1 / spatial_dims)
     if scaling == "sqrt":
-        return base_theta ** (1 / math.sqrt(spatial_dims))
+        return math.pow(base_theta, 1 / math.sqrt(spatial_dims))
     # Compared as logarithms: 4 ** planes overflows for large heads.
     exponent = min(math.log(base_theta), planes / spatial_dims * math.log(ADAPTIVE_RATIO))
     return math.exp(exponent)
@@ -58,8 +59,8 @@ def wave_vectors(
 
     The unit is the physical unit when ``wavelengths`` is given, else the reference spacing.
 
-    * ``"axial"`` puts every plane on one axis and gives each axis a full band (Su et al., arXiv:2104.09864, in
-      one dimension). Planes that do not divide evenly go to different axes in different heads.
+    * ``"axial"`` puts every plane on one axis and gives each axis a full band (Su et al., arXiv:2104.09864,
+      in one dimension). Planes that do not divide evenly go to different axes in different heads.
     * ``"mixed"`` turns that axial frame by another rotation in every head, so that heads look along different
       directions (compare RoPE-Mixed, Heo et al., arXiv:2403.13298).
     * ``"uniform"`` gives each plane of the band its own direction from a low-discrepancy sequence.
@@ -76,14 +77,17 @@ def wave_vectors(
             "directions='axial' needs at least one plane per axis over all heads; "
             f"got {num_heads} heads x {planes} planes for {spatial_dims} axes (use 'mixed' or 'uniform')"
         )
-    frames = torch.stack([_axial_frame(h, planes, spatial_dims, theta, wavelengths) for h in range(num_heads)])
+    frames = torch.stack(
+        [_axial_frame(h, planes, spatial_dims, theta, wavelengths) for h in range(num_heads)]
+    )
     if directions == "axial":
         return frames
     return frames @ _head_rotations(num_heads, spatial_dims)
 
 
 def jitter(freqs: Tensor, std: float) -> Tensor:
-    """Scale every wave vector by its own log-normal factor ``exp(std * normal)``, drawn from torch's generator.
+    """Scale every wave vector by its own log-normal factor ``exp(std * normal)``, drawn from torch's
+    generator.
 
     Directions stay as they are, so an axial table stays axial.
     """
@@ -94,8 +98,8 @@ def jitter(freqs: Tensor, std: float) -> Tensor:
 def _band(count: int, theta: float, wavelengths: tuple[float, float] | None) -> Tensor:
     """``count`` magnitudes from fast to slow.
 
-    From ``theta``: ``theta ** (-i / count)``, the original RoPE series, which starts at 1 and stops one step short
-    of ``1 / theta``. From ``wavelengths``: ``2 pi / wavelength`` with both ends included.
+    From ``theta``: ``theta ** (-i / count)``, the original RoPE series, which starts at 1 and stops one step
+    short of ``1 / theta``. From ``wavelengths``: ``2 pi / wavelength`` with both ends included.
     """
     steps = torch.arange(count, dtype=torch.float64, device="cpu")
     if wavelengths is None:
@@ -123,8 +127,8 @@ def _head_rotations(num_heads: int, spatial_dims: int) -> Tensor:
     """A different proper rotation for each head, ``(num_heads, N, N)``.
 
     Each is a product of plane rotations, one for every pair of axes. Their angles step through a quarter turn
-    (after which an axial frame repeats) along an additive low-discrepancy sequence, so heads are spread evenly
-    however many there are.
+    (after which an axial frame repeats) along an additive low-discrepancy sequence, so heads are spread
+    evenly however many there are.
     """
     pairs = [(a, b) for a in range(spatial_dims) for b in range(a + 1, spatial_dims)]
     turns = torch.eye(spatial_dims, dtype=torch.float64, device="cpu").repeat(num_heads, 1, 1)

@@ -1,9 +1,9 @@
 """Rotary spatial embedding as pure functions: positions to angles, angles to rotated channels.
 
-The modules of this package are thin layers over these three. With a wave vector w for every plane (two channels)
-of every head, the token at position p has its plane turned by the angle ``<p, w>``. A query at p and a key at r
-then meet under the angle ``<p - r, w>``: the score knows only where they are relative to each other
-(Su et al., RoFormer, arXiv:2104.09864, equations 13-16, here with vectors for positions).
+The modules of this package are thin layers over these three. With a wave vector w for every plane (two
+channels) of every head, the token at position p has its plane turned by the angle ``<p, w>``. A query at p
+and a key at r then meet under the angle ``<p - r, w>``: the score knows only where they are relative to each
+other (Su et al., RoFormer, arXiv:2104.09864, equations 13-16, here with vectors for positions).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from .rotation import rotate_blockwise, rotate_plain
+from .rotation import rotate_eager, rotate_plain
 from .validation import require_floating
 
 __all__ = ["cos_sin", "phases", "rotate"]
@@ -41,7 +41,7 @@ def phases(coordinates: Tensor, freqs: Tensor) -> Tensor:
         raise ValueError(f"freqs must have shape (heads, planes, spatial_dims); got {tuple(freqs.shape)}")
     if coordinates.dim() < 2 or coordinates.shape[-1] != freqs.shape[-1]:
         raise ValueError(
-            f"coordinates must have shape (..., tokens, {freqs.shape[-1]}) to meet freqs {tuple(freqs.shape)}; "
+            f"coordinates must have shape (..., tokens, {freqs.shape[-1]}) for freqs {tuple(freqs.shape)}; "
             f"got {tuple(coordinates.shape)}"
         )
     if freqs.device.type == "mps":
@@ -49,14 +49,14 @@ def phases(coordinates: Tensor, freqs: Tensor) -> Tensor:
     # Autocast leaves float64 products alone, so this holds under autocast too.
     wide = freqs.to(torch.float64).flatten(0, 1)
     angles = coordinates.to(torch.float64) @ wide.transpose(0, 1)
-    return angles.unflatten(-1, freqs.shape[:2])
+    return torch.unflatten(angles, -1, freqs.shape[:2])
 
 
 def cos_sin(angles: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Cosine and sine of angles, accurate however large the angles are.
 
-    The angles are reduced modulo 2 pi in their own dtype (float64 from :func:`phases`) before they are rounded
-    to ``dtype``, so positions 1e5 units from zero cost no accuracy.
+    The angles are reduced modulo 2 pi in their own dtype (float64 from :func:`phases`) before they are
+    rounded to ``dtype``, so positions 1e5 units from zero cost no accuracy.
 
     Args:
         angles: Radians, any shape.
@@ -77,7 +77,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> 
 
     Args:
         x: ``(..., channels)``, any real floating dtype.
-        cos: Cosines, of a shape that broadcasts to ``(*x.shape[:-1], planes)`` with ``2 * planes <= channels``.
+        cos: Cosines, of a shape that broadcasts to ``(*x.shape[:-1], planes)`` with ``2 * planes <=
+            channels``.
         sin: Sines, of the same shape.
         interleaved: Pairs are channels ``(2i, 2i + 1)``; if False, channels ``(i, i + planes)``, the "half"
             layout of GPT-NeoX and Llama. The two differ by a fixed permutation of channels.
@@ -99,7 +100,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> 
     transparent = torch.compiler.is_compiling() or any(
         type(t) not in (Tensor, torch.nn.Parameter) for t in (x, cos, sin)
     )
-    return (rotate_plain if transparent else rotate_blockwise)(x, cos, sin, interleaved)
+    return (rotate_plain if transparent else rotate_eager)(x, cos, sin, interleaved)
 
 
 def _require_angle_shape(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -116,5 +117,5 @@ def _require_angle_shape(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     )
     if not fits:
         raise ValueError(
-            f"cos must broadcast to x's leading dimensions {tuple(wanted)}; got {tuple(lead)} before the planes"
+            f"cos must broadcast to x's leading dimensions {tuple(wanted)}; got {tuple(lead)} before planes"
         )

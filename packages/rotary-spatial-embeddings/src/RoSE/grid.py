@@ -1,7 +1,8 @@
 """Regular grids in physical space.
 
 A feature map knows its shape; a measurement also knows how far apart its samples are and where the first one
-lies. ``Grid`` holds the three together, checked once, so that nothing downstream has to ask what a spacing means.
+lies. ``Grid`` holds the three together, checked once, so that nothing downstream has to ask what a spacing
+means.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ class Grid:
         spacing: float | Iterable[float] | Tensor = 1.0,
         origin: float | Iterable[float] | Tensor = 0.0,
     ) -> None:
+        """Check the arguments and set up; see the class."""
         checked_shape = require_shape("shape", shape)
         ndim = len(checked_shape)
         checked_spacing = require_per_axis("spacing", spacing, ndim, positive=True)
         checked_origin = require_per_axis("origin", origin, ndim, positive=False)
-        batches = [v.shape[0] for v in (checked_spacing, checked_origin) if isinstance(v, Tensor) and v.dim() == 2]
+        batches = [
+            v.shape[0] for v in (checked_spacing, checked_origin) if isinstance(v, Tensor) and v.dim() == 2
+        ]
         if len(batches) == 2 and batches[0] != batches[1]:
             raise ValueError(
                 "spacing and origin must agree on the batch size when both are given per sample; "
@@ -66,12 +70,14 @@ class Grid:
         """Number of points, the product of ``shape``."""
         return math.prod(self.shape)
 
-    def coordinates(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def coordinates(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Physical positions of all points, row-major (the last axis runs fastest).
 
         Args:
-            device: Where to build them; default: where ``spacing`` or ``origin`` lies if one is a tensor, else
-                torch's default device.
+            device: Where to build them; default: where ``spacing`` or ``origin`` lies if one is a tensor,
+                else torch's default device.
             dtype: Default float64: at 1e5 units from zero float32 steps by 0.008, float64 by 1e-11.
 
         Returns:
@@ -86,11 +92,12 @@ class Grid:
             + torch.arange(n, device=device, dtype=dtype) * _column(self.spacing, axis, device, dtype)
             for axis, n in enumerate(self.shape)
         ]
-        batch = torch.broadcast_shapes(*(axis.shape[:-1] for axis in axes))
+        given = (v for v in (self.spacing, self.origin) if isinstance(v, Tensor) and v.dim() == 2)
+        batch = next(((v.shape[0],) for v in given), ())
         spread = []
-        for position, values in enumerate(axes):
-            view = values.reshape(*values.shape[:-1], *(n if a == position else 1 for a, n in enumerate(self.shape)))
-            spread.append(view.expand(*batch, *self.shape))
+        for axis, points in enumerate(axes):
+            along = tuple(n if a == axis else 1 for a, n in enumerate(self.shape))
+            spread.append(points.reshape(*points.shape[:-1], *along).expand(*batch, *self.shape))
         return torch.stack(spread, dim=-1).flatten(-1 - self.ndim, -2)
 
     def __eq__(self, other: object) -> bool:

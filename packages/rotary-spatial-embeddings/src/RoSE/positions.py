@@ -26,16 +26,18 @@ def as_grid(
     if grid is None:
         if grid_shape is None and spatial_dims > 1:
             raise ValueError(
-                f"positions of {spatial_dims}-D tokens need grid_shape (and spacing) or coordinates; got neither"
+                f"{spatial_dims}-D tokens need grid_shape (and spacing) or coordinates; got neither"
             )
         shape = (tokens,) if grid_shape is None else require_shape("grid_shape", grid_shape)
         if len(shape) != spatial_dims:
             raise ValueError(
-                f"grid_shape must have one size for each of the {spatial_dims} spatial_dims; got {tuple(shape)}"
+                f"grid_shape must have one size for each of {spatial_dims} spatial_dims; got {tuple(shape)}"
             )
         grid = Grid(shape, 1.0 if spacing is None else spacing)
     elif grid.ndim != spatial_dims:
-        raise ValueError(f"a grid must have {spatial_dims} axes, the module's spatial_dims; got shape {grid.shape}")
+        raise ValueError(
+            f"a grid must have {spatial_dims} axes, the module's spatial_dims; got shape {grid.shape}"
+        )
     if grid.size != tokens:
         raise ValueError(
             f"grid_shape must have as many points as there are tokens to place; got {grid.shape} with "
@@ -50,13 +52,13 @@ def require_coordinates(coordinates: Tensor, spatial_dims: int, tokens: int) -> 
     shape = tuple(coordinates.shape)
     if coordinates.dim() not in (2, 3) or shape[-2:] != (tokens, spatial_dims):
         raise ValueError(
-            f"coordinates must have shape ({tokens}, {spatial_dims}) or (batch, {tokens}, {spatial_dims}): tokens "
-            f"without the prefix, then spatial_dims; got {shape}"
+            f"coordinates must have shape ({tokens}, {spatial_dims}) or (batch, {tokens}, {spatial_dims}): "
+            f"tokens without the prefix, then spatial_dims; got {shape}"
         )
-    if coordinates.device.type == "cpu" and values_are_readable(coordinates):
-        # On an accelerator, reading the values would stall its queue at every call.
-        if not bool(coordinates.isfinite().all()):
-            raise ValueError("coordinates must be finite; got NaN or infinite values")
+    # On an accelerator, reading the values would stall its queue at every call.
+    readable = coordinates.device.type == "cpu" and values_are_readable(coordinates)
+    if readable and not bool(coordinates.isfinite().all()):
+        raise ValueError("coordinates must be finite; got NaN or infinite values")
     return coordinates
 
 

@@ -1,11 +1,12 @@
 """The rotation itself: two ways to compute the same thing.
 
-*Blockwise* (eager tensors): the tensor is walked in pieces that fit a processor cache, and every piece is
-multiplied straight into the one output. Nothing the size of the input is allocated besides that output, in
-either direction: the gradient for x is the inverse rotation, the gradient for the angles one reduction.
+*In place of the result* (eager tensors): the products are formed inside the one output tensor, so nothing of
+x's size is allocated besides it, in either direction: the gradient for x is the inverse rotation, the
+gradient for the angles one reduction. What needs scratch space (half types, the reduction) is walked in small
+pieces.
 
 *Plain* (compiling, exporting, tensor subclasses): ordinary real arithmetic, which those tools can see through
-and fuse. Complex numbers appear on the blockwise path only, because compilers and ONNX have no use for them.
+and fuse. Complex numbers appear on the first path only, because compilers and ONNX have no use for them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of x per piece. On a CPU a piece and its scratch space should stay in the second-level cache; on an
-# accelerator pieces only bound the scratch memory, and a launch must be worth its overhead.
-_CPU_BLOCK = 1 << 16
-_DEVICE_BLOCK = 1 << 24
+# Elements of x per piece where scratch space is needed. Large enough that the work outweighs the call, small
+# against any tensor for which memory matters.
+_PIECE = 1 << 18
 
 
 def work_dtype(*tensors: Tensor) -> torch.dtype:
@@ -38,7 +38,7 @@ def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     turned, rest = x[..., :channels].to(dtype), x[..., channels:]
     cos, sin = cos.to(dtype), sin.to(dtype)
     if interleaved:
-        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+        first, second = torch.unflatten(turned, -1, (-1, 2)).unbind(-1)
     else:
         first, second = turned.chunk(2, dim=-1)
     parts = (first * cos - second * sin, first * sin + second * cos)
@@ -47,28 +47,28 @@ def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     return torch.cat((joined, rest), dim=-1) if rest.shape[-1] else joined
 
 
-class BlockRotation(torch.autograd.Function):
-    """Blockwise rotation as one differentiable operation of x, cos and sin (it is bilinear in x and cos, sin)."""
+class Rotation(torch.autograd.Function):
+    """The rotation as one differentiable operation of x, cos and sin (it is bilinear in x and cos, sin)."""
 
     @staticmethod
     def forward(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        """Rotate piece by piece into one new tensor."""
-        planes = cos.shape[-1]
-        channels = 2 * planes
+        """Rotate into one new contiguous tensor."""
+        channels = 2 * cos.shape[-1]
         dtype = work_dtype(x, cos)
         turn = _turn_complex if interleaved else _turn_real
-        direct = x.dtype == dtype and (_is_complex_ready(x) if interleaved else True)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x_piece, out_piece, c, s in _pieces(x, out, cos, sin):
-            source, target = x_piece[..., :channels], out_piece[..., :channels]
+        direct = x.dtype == dtype and (not interleaved or (_is_complex_ready(x) and _is_complex_ready(out)))
+        for source, target, c, s in [(x, out, cos, sin)] if direct else _pieces(x, out, cos, sin):
+            turning, turned = source[..., :channels], target[..., :channels]
+            c, s = c.to(dtype), s.to(dtype)
             if direct:
-                turn(source, target, c.to(dtype), s.to(dtype))
+                turn(turning, turned, c, s)
             else:
-                source = source.to(dtype, memory_format=torch.contiguous_format, copy=True)
-                turn(source, source_out := torch.empty_like(source), c.to(dtype), s.to(dtype))
-                target.copy_(source_out)
-            if channels < x.shape[-1]:
-                out_piece[..., channels:] = x_piece[..., channels:]
+                turning = turning.to(dtype, memory_format=torch.contiguous_format, copy=True)
+                scratch = torch.empty_like(turning)
+                turn(turning, scratch, c, s)
+                turned.copy_(scratch)
+            target[..., channels:] = source[..., channels:]
         return out
 
     @staticmethod
@@ -85,7 +85,7 @@ class BlockRotation(torch.autograd.Function):
         """Turn the gradient back for x; reduce gradient times conjugate input for cos and sin."""
         (grad,) = grads
         x, cos, sin = ctx.saved_tensors
-        grad_x = rotate_blockwise(grad, cos, -sin, ctx.interleaved) if ctx.needs_input_grad[0] else None
+        grad_x = rotate_eager(grad, cos, -sin, ctx.interleaved) if ctx.needs_input_grad[0] else None
         if not ctx.angles_need_grad:
             return grad_x, None, None, None
         # With create_graph the reduction must itself be differentiable, which writing into buffers is not.
@@ -114,19 +114,20 @@ class BlockRotation(torch.autograd.Function):
         x, cos, sin = (
             _lead(t, dim, rank, info.batch_size) for t, dim in zip((x, cos, sin), in_dims[:3], strict=True)
         )
-        return rotate_blockwise(x, cos, sin, interleaved), 0
+        return rotate_eager(x, cos, sin, interleaved), 0
 
 
-def rotate_blockwise(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def rotate_eager(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate x by angles whose shape broadcasts to ``(*x.shape[:-1], planes)``."""
-    out: Tensor = BlockRotation.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
+    out: Tensor = Rotation.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
     return out
 
 
 def _turn_complex(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate interleaved pairs of ``source`` into ``target`` as one complex product."""
-    pairs = torch.view_as_complex(source.unflatten(-1, (-1, 2)))
-    torch.mul(pairs, torch.complex(cos, sin), out=torch.view_as_complex(target.unflatten(-1, (-1, 2))))
+    """Rotate interleaved pairs of ``source`` into ``target``: put the phases there, multiply in place."""
+    pairs = torch.view_as_complex(torch.unflatten(source, -1, (-1, 2)))
+    phasors = torch.view_as_complex(torch.unflatten(target, -1, (-1, 2)))
+    torch.complex(cos.expand(pairs.shape), sin.expand(pairs.shape), out=phasors).mul_(pairs)
 
 
 def _turn_real(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -138,12 +139,14 @@ def _turn_real(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None
 
 
 def _reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of cos and sin: ``grad * conj(x)`` summed over the dimensions that cos was broadcast along."""
+    """Gradients of cos and sin: ``grad * conj(x)``, summed over the dimensions cos was broadcast along."""
     dtype = work_dtype(x, cos)
     a, b = pair_views(x, cos.shape[-1], interleaved)
     g, h = pair_views(grad, cos.shape[-1], interleaved)
     a, b, g, h = a.to(dtype), b.to(dtype), g.to(dtype), h.to(dtype)
-    return (g * a + h * b).sum_to_size(cos.shape).to(cos.dtype), (h * a - g * b).sum_to_size(cos.shape).to(cos.dtype)
+    return (g * a + h * b).sum_to_size(cos.shape).to(cos.dtype), (h * a - g * b).sum_to_size(cos.shape).to(
+        cos.dtype
+    )
 
 
 def _reduce_blocks(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -177,10 +180,9 @@ def _pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if x.dim() == 1 or x.numel() == 0:
         yield tensors
         return
-    budget = _CPU_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK
     dim = max(range(x.dim() - 1), key=lambda d: x.shape[d])
     length = x.shape[dim]
-    step = max(1, budget * length // x.numel())
+    step = max(1, _PIECE * length // x.numel())
     for start in range(0, length, step):
         size = min(step, length - start)
         yield tuple(t if t.shape[dim] == 1 else t.narrow(dim, start, size) for t in tensors)

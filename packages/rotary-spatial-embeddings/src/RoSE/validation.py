@@ -1,8 +1,9 @@
 """The one place where arguments are judged.
 
 Every public entry point calls these helpers before it computes anything, so a wrong argument is reported in
-the caller's words (the rule, then the value that broke it) instead of as a shape error from deep inside torch.
-Types that can never work raise ``TypeError``; values and shapes that break a rule raise ``ValueError``.
+the caller's words (the rule, then the value that broke it) instead of as a shape error from deep inside
+torch. Types that can never work raise ``TypeError``; values and shapes that break a rule raise
+``ValueError``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def require_int(name: str, value: int, *, minimum: int) -> int:
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
-    return value if isinstance(value, torch.SymInt) else int(value)
+    return value
 
 
 def require_real(
@@ -41,11 +42,13 @@ def require_real(
     minimum: float = -math.inf,
     maximum: float = math.inf,
 ) -> float:
-    """Return ``value`` if it is a finite real number with ``value > above`` and ``minimum <= value <= maximum``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)):
+    """Return ``value`` if it is finite, greater than ``above`` and within ``[minimum, maximum]``."""
+    if isinstance(value, bool) or not isinstance(
+        value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)
+    ):
         raise TypeError(f"{name} must be a real number; got {value!r} of type {type(value).__name__}")
-    # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the check
-    # can be traced by torch.compile for a number that is not known while compiling.
+    # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the
+    # check can be traced by torch.compile for a number that is not known while compiling.
     if not (-math.inf < value < math.inf):
         raise ValueError(f"{name} must be finite; got {value}")
     if not value > above:
@@ -57,9 +60,9 @@ def require_real(
 
 def require_shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
     """Return a grid shape as a tuple of positive ints; a bare int is a grid with one axis."""
-    if isinstance(value, (int, numbers.Integral)):
-        value = (int(value),) if not isinstance(value, bool) else value  # type: ignore[assignment]
-    if isinstance(value, (str, bool, Tensor)) or not isinstance(value, Iterable):
+    if isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool):
+        value = (value,)
+    if isinstance(value, (str, Tensor)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a sequence of ints, one per axis; got {value!r}")
     shape = tuple(require_int(f"{name}[{axis}]", n, minimum=1) for axis, n in enumerate(value))
     if not shape:
@@ -70,7 +73,7 @@ def require_shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
 def require_per_axis(
     name: str, value: float | Iterable[float] | Tensor, ndim: int, *, positive: bool
 ) -> tuple[float, ...] | Tensor:
-    """Return one number per axis: a tuple of floats, or the tensor ``(ndim,)`` / ``(batch, ndim)`` that was given.
+    """Return one number per axis: a tuple of floats, or the tensor ``(ndim,)`` / ``(batch, ndim)`` given.
 
     A scalar holds for every axis. ``positive`` demands values above zero; all values must be finite.
     """
@@ -79,11 +82,13 @@ def require_per_axis(
     above = 0.0 if positive else -math.inf
     if isinstance(value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)):
         return (require_real(name, value, above=above),) * ndim
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a number, one number per axis, or a tensor; got {value!r}")
     values = tuple(require_real(f"{name}[{axis}]", v, above=above) for axis, v in enumerate(value))
     if len(values) != ndim:
-        raise ValueError(f"{name} must have one value for each of the {ndim} axes; got {len(values)}: {values}")
+        raise ValueError(
+            f"{name} must have one value for each of the {ndim} axes; got {len(values)}: {values}"
+        )
     return values
 
 

@@ -1,0 +1,36 @@
+"""Sequences of different lengths as one jagged nested tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .validation import require_floating
+
+
+def require_jagged(x: Tensor, coordinates: object, layout: str, num_prefix_tokens: int) -> None:
+    """Check nested features and what says where they are, before their values are touched."""
+    require_floating("x", x)
+    if x.layout != torch.jagged or layout == "bhnd" or jagged(x)._ragged_idx != 1:
+        raise ValueError(
+            "nested features must have layout=torch.jagged and tokens as the ragged dimension 1 ('bnd' or "
+            f"'bnhd'); got {x.layout} in layout {layout!r}"
+        )
+    if num_prefix_tokens:
+        raise ValueError(f"nested features take no prefix tokens; got num_prefix_tokens={num_prefix_tokens}")
+    if not isinstance(coordinates, Tensor):
+        raise TypeError(f"nested features need coordinates as a tensor; got {type(coordinates).__name__}")
+    if coordinates.is_nested and not torch.equal(jagged(coordinates).offsets(), jagged(x).offsets()):
+        raise ValueError("nested coordinates must have the sequence lengths of the nested features")
+
+
+def jagged(x: object) -> Any:
+    """A tensor, as the type that has offsets and values (torch does not declare it)."""
+    return x
+
+
+def rewrap(values: Tensor, like: Tensor) -> Tensor:
+    """Packed values as a nested tensor with the very offsets of ``like``, so that the two combine."""
+    return torch.nested.nested_tensor_from_jagged(values, offsets=jagged(like).offsets())
