@@ -7,6 +7,7 @@ pass, they take any number of channels, and gradients flow through them into the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -246,7 +247,7 @@ def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:
     for stage in stages:
         if not isinstance(stage, Assignment):
             raise TypeError(f"compose takes Assignments, got {type(stage).__name__}")
-    for i, (fine, coarse) in enumerate(zip(stages, stages[1:], strict=False)):
+    for i, (fine, coarse) in enumerate(itertools.pairwise(stages)):
         if fine.output_shape != coarse.input_shape or fine.q.shape[0] != coarse.q.shape[0]:
             raise ValueError(
                 f"the groups of each stage must be the tokens of the next: stage {i} has groups "

@@ -152,12 +152,16 @@ def pool(
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
     lse = lse.to(torch.promote_types(q.dtype, torch.float32))
     with _as_given(q):
-        out, _ = module.pool(q, k, v, lse, neighbourhood, scale, bias, valid)
+        out: Tensor = module.pool(q, k, v, lse, neighbourhood, scale, bias, valid)[0]
     return out
 
 
 def select(
-    q: Tensor, neighbourhood: Neighbourhood | None = None, *, bias: Tensor | None = None, backend: str = "auto"
+    q: Tensor,
+    neighbourhood: Neighbourhood | None = None,
+    *,
+    bias: Tensor | None = None,
+    backend: str = "auto",
 ) -> Selection:
     """Tell which backend serves a call with these arguments, and why; ``print`` it for the whole decision.
 
@@ -215,9 +219,7 @@ def _check(
     return 1.0 / math.sqrt(head_size) if scale is None else validation.finite_number("scale", scale)
 
 
-def _check_bias(
-    bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None, pairs: tuple[int, int, int, int]
-) -> None:
+def _check_bias(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None, pairs: tuple[int, int, int, int]) -> None:
     validation.floating("bias", bias)
     if bias.device != q.device:
         raise TypeError(f"bias must be on q's device, got {bias.device} and q on {q.device}")

@@ -89,7 +89,7 @@ def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selecti
     """
     validation.one_of("backend", requested, [b.value for b in Backend])
     requested = Backend(requested)
-    cannot = {b: refusals(b, problem) for b in Backend if b is not Backend.AUTO}
+    cannot: dict[Backend, list[str]] = {b: refusals(b, problem) for b in Backend if b is not Backend.AUTO}
     if requested is not Backend.AUTO:
         if cannot[requested]:
             reasons = "".join(f"\n  - {reason}" for reason in cannot[requested])

@@ -18,7 +18,13 @@ class Problem:
     """The operands of one call and how a chunk of them is loaded, in the accumulation dtype."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, bias: Tensor | None, valid: Tensor | None, geometry: list[int], scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        bias: Tensor | None,
+        valid: Tensor | None,
+        geometry: list[int],
+        scale: float,
     ) -> None:
         """Operands as in :mod:`.reference`; ``geometry`` is ``Neighbourhood.integers()``."""
         self.q, self.k, self.bias, self.valid, self.scale = q, k, bias, valid, scale
@@ -27,9 +33,10 @@ class Problem:
         self.batch, self.heads, self.num_groups, self.head_size = q.shape
         self.num_tokens = k.shape[2]
 
-    def chunks(self, value_size: int) -> Iterator[Chunk]:
+    def chunks(self, value_size: int = 0, *, split_heads: bool = True) -> Iterator[Chunk]:
         """The chunks of this call."""
-        return self.tiling.chunks(self.batch, self.heads, max(self.head_size, value_size))
+        channels = max(self.head_size, value_size)
+        return self.tiling.chunks(self.batch, self.heads, channels, split_heads=split_heads)
 
     def sums(self, channels: int) -> Tensor:
         """Zeroed padded sums over tiles."""

@@ -94,7 +94,19 @@ def attention_backward(
         lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=torch.inf)
         unused = torch.empty((), dtype=torch.int64, device=q.device)
         dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
-            grad_out, q, k, v, None, out, lse, unused, unused, 0.0, [True, True, True, False], False, scale=scale
+            grad_out,
+            q,
+            k,
+            v,
+            None,
+            out,
+            lse,
+            unused,
+            unused,
+            0.0,
+            [True, True, True, False],
+            False,
+            scale=scale,
         )
     dbias = None if key_bias is None else dk[..., head_size] / scale
     return dq[..., :head_size], dk[..., :head_size], dv[..., :value_size], dbias

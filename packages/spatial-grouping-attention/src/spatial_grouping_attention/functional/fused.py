@@ -33,7 +33,7 @@ def assign(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`.reference.assign`; every token sees every group, no bias."""
     q, k, values = _widen(q), _widen(k), _widen(u)
-    out, lse = _Assign.apply(q, k, values, scale)
+    out, lse = _apply(_Assign, q, k, values, scale)
     if valid is not None:
         nobody = ~valid[:, None, :]
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
@@ -51,7 +51,7 @@ def pool(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`.reference.pool`; every token sees every group, no bias."""
-    out, log_mass = _Pool.apply(_widen(q), _widen(k), _widen(v), _key_bias(lse, valid), scale)
+    out, log_mass = _apply(_Pool, _widen(q), _widen(k), _widen(v), _key_bias(lse, valid), scale)
     # A group is empty only where no token of the sample is valid; the kernel then averages its padding.
     empty = log_mass < flash.LOWEST / 2
     return out.masked_fill(empty[..., None], 0.0).to(v.dtype), log_mass.masked_fill(empty, -torch.inf)
@@ -67,11 +67,16 @@ def grouping_attention(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`.reference.grouping_attention`; every token sees every group, no bias."""
-    lse: Tensor = _Normaliser.apply(_widen(q), _widen(k), scale)
+    lse: Tensor = _apply(_Normaliser, _widen(q), _widen(k), scale)
     if valid is not None:
         lse = lse.masked_fill(~valid[:, None, :], torch.inf)
     out, log_mass = pool(q, k, v, lse, neighbourhood, scale, bias, valid)
     return out, lse, log_mass
+
+
+def _apply(function: type[torch.autograd.Function], *operands: Any) -> Any:
+    """``Function.apply``, which torch leaves untyped."""
+    return function.apply(*operands)  # type: ignore[no-untyped-call]
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ class _Assign(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, u, out, lse = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
@@ -114,7 +119,7 @@ class _Normaliser(torch.autograd.Function):
         return lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, expected_q, lse = ctx.saved_tensors
         grad_lse = (grad_lse * ctx.scale).unsqueeze(-1)
@@ -125,9 +130,7 @@ class _Normaliser(torch.autograd.Function):
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         out, log_mass = flash.attention(q, k, v, scale, key_bias)
         ctx.save_for_backward(q, k, v, key_bias, out, log_mass)
         ctx.scale = scale
@@ -135,11 +138,9 @@ class _Pool(torch.autograd.Function):
         return out, log_mass
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, key_bias, out, log_mass = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        dq, dk, dv, dbias = flash.attention_backward(
-            grad_out, grad_mass, q, k, v, out, log_mass, ctx.scale, key_bias
-        )
+        dq, dk, dv, dbias = flash.attention_backward(grad_out, grad_mass, q, k, v, out, log_mass, ctx.scale, key_bias)
         return dq, dk, dv, dbias, None

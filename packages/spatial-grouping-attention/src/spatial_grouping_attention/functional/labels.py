@@ -14,9 +14,7 @@ BLOCK_ELEMENTS = 2**24
 
 
 @torch.no_grad()
-def most_likely_groups(
-    q: Tensor, k: Tensor, neighbourhood: Neighbourhood, scale: float, bias: Tensor | None
-) -> Tensor:
+def most_likely_groups(q: Tensor, k: Tensor, neighbourhood: Neighbourhood, scale: float, bias: Tensor | None) -> Tensor:
     """argmax_j of the memberships averaged over heads.
 
     Args:
@@ -33,7 +31,7 @@ def most_likely_groups(
         return _dense(q, k, scale)
     problem = Problem(q, k, bias, None, neighbourhood.integers(), scale)
     labels = torch.empty(k.shape[0], 1, k.shape[2], dtype=torch.long, device=q.device)
-    for chunk in problem.tiling.chunks(*q.shape[:2], q.shape[-1], split_heads=False):
+    for chunk in problem.chunks(split_heads=False):
         scores = problem.logits(chunk, problem.scaled_queries(chunk), problem.tokens(chunk, k))
         slot = scores.softmax(-1).nan_to_num_().mean(1, keepdim=True).argmax(-1, keepdim=True)
         groups = chunk.tables.groups.view(-1, 1, chunk.tables.groups_per_tile)
@@ -45,6 +43,7 @@ def most_likely_groups(
 def _dense(q: Tensor, k: Tensor, scale: float) -> Tensor:
     rows = max(1, BLOCK_ELEMENTS // (q.shape[0] * q.shape[1] * q.shape[2]))
     blocks = [
-        logits(q, block, None, scale, None, None).softmax(-1).mean(1).argmax(-1) for block in k.split(rows, dim=2)
+        logits(q, block, None, scale, None, None).softmax(-1).mean(1).argmax(-1)
+        for block in torch.split(k, rows, dim=2)
     ]
     return torch.cat(blocks, dim=1)

@@ -13,7 +13,12 @@ from ..geometry import Neighbourhood
 
 
 def logits(
-    q: Tensor, k: Tensor, neighbourhood: Neighbourhood | None, scale: float, bias: Tensor | None, valid: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    neighbourhood: Neighbourhood | None,
+    scale: float,
+    bias: Tensor | None,
+    valid: Tensor | None,
 ) -> Tensor:
     """``s_ij = scale * <k_i, q_j> + bias``, ``-inf`` where token i does not see group j; (B, H, N_in, N_out)."""
     accumulate = torch.promote_types(q.dtype, torch.float32)
@@ -37,7 +42,7 @@ def expand_bias(bias: Tensor, neighbourhood: Neighbourhood | None) -> Tensor:
 
 def is_table(bias: Tensor, neighbourhood: Neighbourhood | None) -> bool:
     """Whether a bias is a relative-position table over the window (rather than one value per pair)."""
-    return neighbourhood is not None and bias.shape[1:] == torch.Size(neighbourhood.window)
+    return neighbourhood is not None and bias.shape[1:] == torch.Size(axis.window for axis in neighbourhood.axes)
 
 
 def safe_logsumexp(scores: Tensor, dim: int) -> Tensor:

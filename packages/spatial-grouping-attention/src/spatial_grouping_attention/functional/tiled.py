@@ -97,7 +97,13 @@ def _pool(
 
 @torch.library.custom_op(_OP + "assign", mutates_args=())
 def _assign(
-    q: Tensor, k: Tensor, u: Tensor, bias: Tensor | None, valid: Tensor | None, geometry: list[int], scale: float
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    valid: Tensor | None,
+    geometry: list[int],
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     problem = Problem(q, k, bias, valid, geometry, scale)
     lse, out = problem.per_token(), problem.per_token(u.shape[-1])
@@ -204,14 +210,20 @@ def _(q, k, u, bias, valid, geometry, scale):  # type: ignore[no-untyped-def]
 def _(q, k, v, bias, valid, geometry, scale, out, lse, *grads):  # type: ignore[no-untyped-def]
     dtype = torch.promote_types(q.dtype, torch.float32)
     dbias = q.new_empty((0,) if bias is None else bias.shape, dtype=dtype)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dbias, lse.new_empty(lse.shape, dtype=dtype)
+    return (
+        q.new_empty(q.shape),
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
+        dbias,
+        lse.new_empty(lse.shape, dtype=dtype),
+    )
 
 
 @_assign_backward.register_fake
 def _(q, k, u, bias, valid, geometry, scale, *rest):  # type: ignore[no-untyped-def]
     dtype = torch.promote_types(q.dtype, torch.float32)
     dbias = q.new_empty((0,) if bias is None else bias.shape, dtype=dtype)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(u), dbias
+    return q.new_empty(q.shape), k.new_empty(k.shape), u.new_empty(u.shape), dbias
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -223,9 +235,9 @@ def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 def _differentiate_pool(ctx: Any, grad_out: Tensor, grad_mass: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     q, k, v, bias, valid, out, lse, log_mass = ctx.saved_tensors
-    grad_lse = grad_lse if ctx.own_lse else None
+    own_grad_lse = grad_lse if ctx.own_lse else None
     dq, dk, dv, dbias, dlse = _pool_backward(
-        q, k, v, bias, valid, ctx.geometry, ctx.scale, out, lse, log_mass, grad_out, grad_lse, grad_mass
+        q, k, v, bias, valid, ctx.geometry, ctx.scale, out, lse, log_mass, grad_out, own_grad_lse, grad_mass
     )
     dbias = None if bias is None else dbias.to(bias.dtype)
     return dq, dk, dv, None if ctx.own_lse else dlse, dbias, None, None, None
@@ -238,9 +250,7 @@ def _save_assign(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _differentiate_assign(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     q, k, u, bias, valid, out, lse = ctx.saved_tensors
-    dq, dk, du, dbias = _assign_backward(
-        q, k, u, bias, valid, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse
-    )
+    dq, dk, du, dbias = _assign_backward(q, k, u, bias, valid, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse)
     return dq, dk, du, None if bias is None else dbias.to(bias.dtype), None, None, None
 
 

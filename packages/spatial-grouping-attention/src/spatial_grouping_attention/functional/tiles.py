@@ -148,7 +148,7 @@ class Tiling:
     def crop(self, padded: Tensor) -> Tensor:
         """(B, H, *padded_shape, C) collected sums -> (B, H, N_out, C)."""
         inner = tuple(slice(a.halo, a.halo + a.axis.groups) for a in self.axes)
-        return padded[(slice(None), slice(None), *inner)].flatten(2, -2)
+        return padded[(slice(None), slice(None), *inner)].flatten(2, -2).contiguous()
 
     def chunks(self, batch: int, heads: int, channels: int, *, split_heads: bool = True) -> Iterator[Chunk]:
         """Cut the work along the first axis' tiles, heads and batch into cache-sized chunks."""
@@ -264,12 +264,12 @@ class Chunk:
     def load_tokens(self, x: Tensor) -> Tensor:
         """(B, H, N_in, C) -> (b, h, tiles, P, C); without C -> (b, h, tiles, P)."""
         x = x[self.batch, self.heads][:, :, self.tables.tokens]
-        return x.unflatten(2, (-1, self.tables.tokens_per_tile))
+        return _split(x, 2, -1, self.tables.tokens_per_tile)
 
     def load_groups(self, x: Tensor) -> Tensor:
         """(B, H, N_out, C) -> (b, h, tiles, Q, C); without C -> (b, h, tiles, Q)."""
         x = x[self.batch, self.heads][:, :, self.tables.groups]
-        return x.unflatten(2, (-1, self.tables.groups_per_tile))
+        return _split(x, 2, -1, self.tables.groups_per_tile)
 
     def store_tokens(self, out: Tensor, tiles: Tensor) -> None:
         """Write (b, h, tiles, P[, C]) to its tokens of ``out`` (B, H, N_in[, C]; H may be 1 for all heads)."""
@@ -289,7 +289,7 @@ class Chunk:
     def load_padded(self, sums: Tensor) -> Tensor:
         """(B, H, *padded_shape) -> (b, h, tiles, Q)."""
         flat = sums[self.batch, self.heads].flatten(2)[:, :, self.tables.padded_groups]
-        return flat.unflatten(2, (-1, self.tables.groups_per_tile))
+        return _split(flat, 2, -1, self.tables.groups_per_tile)
 
     def fold(self, tiles: Tensor, *, maximum: bool = False) -> Tensor:
         """Overlap-add (or overlap-max) tiles (b, h, tiles, Q, C) to (b, h, *padded rows, C)."""
@@ -314,10 +314,16 @@ def _fold_axis(x: Tensor, tile_dim: int, slot_dim: int, cells: int, maximum: boo
     folded = x.new_full(shape, -torch.inf) if maximum else x.new_zeros(shape)
     for i in range(stretches):
         part = x.narrow(tile_dim + 1, i * cells, min(cells, slots - i * cells))
-        target = folded.narrow(tile_dim, i * cells, tiles * cells).unflatten(tile_dim, (tiles, cells))
+        target = _split(folded.narrow(tile_dim, i * cells, tiles * cells), tile_dim, tiles, cells)
         target = target.narrow(tile_dim + 1, 0, part.shape[tile_dim + 1])
         if maximum:
             torch.maximum(target, part, out=target)
         else:
             target.add_(part)
     return folded
+
+
+def _split(x: Tensor, dim: int, *sizes: int) -> Tensor:
+    """``x.unflatten(dim, sizes)``: a view with one axis cut into several."""
+    parts: Tensor = torch.unflatten(x, dim, sizes)
+    return parts

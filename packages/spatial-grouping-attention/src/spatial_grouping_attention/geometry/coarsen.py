@@ -39,7 +39,7 @@ def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], paddi
     spacing, origin = grid.spacing, grid.origin
     shape = coarse_shape(grid.shape, kernel_size, stride, padding)
     if isinstance(spacing, torch.Tensor) or isinstance(origin, torch.Tensor):
-        like = spacing if isinstance(spacing, torch.Tensor) else origin
+        like = spacing if isinstance(spacing, torch.Tensor) else torch.as_tensor(origin)
         spacing, origin = torch.as_tensor(spacing).to(like), torch.as_tensor(origin).to(like)
         return Grid(shape, spacing * spacing.new_tensor(stride), origin + spacing * spacing.new_tensor(centre))
     return Grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -108,7 +108,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.spacing = Grid((1,) * spatial_dims, 1.0 if spacing is None else spacing).spacing
         rose.setdefault("reference_spacing", self.spacing)
 
-        convolution = _CONVOLUTIONS[spatial_dims]
+        convolution: Any = _CONVOLUTIONS[spatial_dims]
         self.propose = convolution(self.feature_dims, self.out_dims, self.kernel_size, self.stride, self.padding)
         self.norm_proposal = nn.LayerNorm(self.out_dims)
         self.to_q = nn.Linear(self.out_dims, self.feature_dims, bias=qkv_bias)
@@ -137,9 +137,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         input_shape = tuple(input_grid_shape)
         output_shape = coarse_shape(input_shape, self.kernel_size, self.stride, self.padding)
         window, dilation = self.window(output_shape)
-        return Neighbourhood(
-            input_shape, output_shape, self.stride, self.kernel_size, self.padding, window, dilation
-        )
+        return Neighbourhood(input_shape, output_shape, self.stride, self.kernel_size, self.padding, window, dilation)
 
     def forward(
         self,
@@ -184,9 +182,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         q = self._queries(groups, positions)
         for i in range(self.iters):
             q = q if i == 0 else self._queries(groups, positions)
-            out, _ = functional.grouping_attention(
-                q, k, v, neighbourhood, bias=self._bias(q), backend=self.backend
-            )
+            out, _ = functional.grouping_attention(q, k, v, neighbourhood, bias=self._bias(q), backend=self.backend)
             groups = groups + self.norm_attention(rearrange(out, "b h n d -> b n (h d)"))
             groups = groups + self.norm_mlp(self.mlp(groups))
         scale = 1.0 / math.sqrt(q.shape[-1])
@@ -194,8 +190,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         return GroupingOutput(groups, coarse.shape, coarse.spacing, coarse.origin, assignment)
 
     def _convolve(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        image = x.transpose(1, 2).unflatten(2, shape)
-        return self.propose(image).flatten(2).transpose(1, 2)
+        proposed: Tensor = self.propose(x.transpose(1, 2).reshape(*x.shape[::2], *shape))
+        return proposed.flatten(2).transpose(1, 2)
 
     def _queries(self, groups: Tensor, positions: Tensor) -> Tensor:
         return self._heads(self.rotary(self.to_q(groups), coordinates=positions))
@@ -228,9 +224,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
                 raise ValueError(f"input_grid_shape is needed for {self.spatial_dims}-D tokens, got None")
         shape = validation.per_axis("input_grid_shape", shape, self.spatial_dims, minimum=1)
         if math.prod(shape) != x.shape[1]:
-            raise ValueError(
-                f"input_grid_shape {shape} has {math.prod(shape)} points, but x has {x.shape[1]} tokens"
-            )
+            raise ValueError(f"input_grid_shape {shape} has {math.prod(shape)} points, but x has {x.shape[1]} tokens")
         if mask is not None and tuple(mask.shape) != (x.shape[0], *shape):
             raise ValueError(f"mask must have shape {(x.shape[0], *shape)} (B, *grid), got {tuple(mask.shape)}")
         grid = Grid(shape, self.spacing if spacing is None else spacing, origin)

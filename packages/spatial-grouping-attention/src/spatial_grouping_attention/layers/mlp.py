@@ -35,4 +35,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dims) -> (..., dims)."""
-        return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
+        hidden = self.dropout(self.activation(self.expand(x)))
+        out: Tensor = self.dropout(self.contract(hidden))
+        return out

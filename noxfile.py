@@ -1,0 +1,125 @@
+"""Everything that is checked, each in an environment of its own: ``nox`` runs what a change must pass.
+
+Tests run on wheels built in the session, not on the source tree, so a file missing from a wheel is found here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+ROSE = ROOT / "packages" / "rotary-spatial-embeddings"
+GROUPING = ROOT / "packages" / "spatial-grouping-attention"
+CONSTRAINTS = ROOT / "constraints.txt"
+SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "tests-rose", "tests-attention", "tests-pair"]
+
+# One thread per test worker: two workers that each start a thread per core only get in each other's way.
+PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = ()) -> None:
+    """Install requirements and dependency groups at the pinned versions."""
+    listed = nox.project.dependency_groups(SETTINGS, *groups) if groups else ()
+    session.install("-c", str(CONSTRAINTS), *requirements, *listed)
+
+
+def build(session: nox.Session, *packages: Path) -> list[str]:
+    """Build wheels of packages and return their paths."""
+    session.install("hatchling")
+    wheels = []
+    for package in packages:
+        target = Path(session.create_tmp()).resolve() / package.name
+        with session.chdir(package):
+            session.run("hatchling", "build", "-t", "wheel", "-d", str(target), silent=True)
+        wheels.append(str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)))
+    return wheels
+
+
+def run_tests(session: nox.Session, *paths: Path) -> None:
+    """Run pytest on folders, in parallel, with the options given after ``--``."""
+    session.run("pytest", "-n", "auto", *map(str, paths), *session.posargs, env=PINNED)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    install(session, groups=("lint",))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict, on both packages as installed."""
+    install(session, *build(session, ROSE, GROUPING), groups=("types",))
+    session.run("mypy", "-p", "RoSE", "-p", "spatial_grouping_attention")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All three test sessions."""
+    for name in ("tests-rose", "tests-attention", "tests-pair"):
+        session.notify(name)
+
+
+@nox.session(name="tests-rose")
+def tests_rose(session: nox.Session) -> None:
+    """RoSE's wheel on its own, with torch alone, then its tests beside the libraries it must agree with."""
+    (wheel,) = build(session, ROSE)
+    install(session, wheel)
+    session.run("python", "-W", "error", "-c", "import RoSE; print('RoSE', RoSE.__version__)")
+    session.run("python", "-c", "import importlib.util as u; assert u.find_spec('spatial_grouping_attention') is None")
+    install(session, groups=("test",))
+    run_tests(session, ROSE / "tests")
+
+
+@nox.session(name="tests-attention")
+def tests_attention(session: nox.Session) -> None:
+    """The attention package's wheel beside RoSE's, with nothing optional installed, then its tests."""
+    install(session, *build(session, ROSE, GROUPING))
+    session.run(
+        "python",
+        "-W",
+        "error",
+        "-c",
+        "import spatial_grouping_attention as s; print('attention', s.__version__)",
+    )
+    install(session, groups=("test",))
+    run_tests(session, GROUPING / "tests")
+
+
+@nox.session(name="tests-pair")
+def tests_pair(session: nox.Session) -> None:
+    """Both test suites in one environment, and the programs and code blocks of the documentation."""
+    install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
+    run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "docs")
+
+
+@nox.session(name="tests-gpu")
+def tests_gpu(session: nox.Session) -> None:
+    """The tests marked gpu; fails where there is no CUDA device."""
+    session.install(*build(session, ROSE, GROUPING), *nox.project.dependency_groups(SETTINGS, "test"))
+    session.run("python", "-c", "import torch; assert torch.cuda.is_available(), 'this session needs a CUDA device'")
+    session.run("pytest", "-m", "gpu", str(ROSE / "tests"), str(GROUPING / "tests"), *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Segment a photograph with a network built from both packages; options go after ``--``."""
+    install(session, *build(session, ROSE, GROUPING), groups=("demo",))
+    session.run("python", str(ROOT / "docs" / "examples" / "segment_coins.py"), *session.posargs)
+
+
+@nox.session(name="build")
+def build_distributions(session: nox.Session) -> None:
+    """Source and wheel distributions of both packages, into dist/."""
+    session.install("hatchling")
+    for package in (ROSE, GROUPING):
+        with session.chdir(package):
+            session.run("hatchling", "build", "-d", str(ROOT / "dist"))
