@@ -111,9 +111,7 @@ class RoSEMultiHeadAttention(nn.Module):
             num_prefix_tokens=num_prefix_tokens, k_num_prefix_tokens=k_num_prefix_tokens,
         )  # fmt: skip
         dropout = self.attn_dropout if self.training else 0.0
-        out = attend(
-            q, k, v, self.rose.num_heads, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
-        )
+        out = attend(q, k, v, self.rose.num_heads, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
         projected: Tensor = self.proj_dropout(self.proj(out))
         return projected
 
@@ -241,9 +239,7 @@ class MultiResolutionBlock(nn.Module):
         """
         if isinstance(x, Tensor):
             if leading_tokens:
-                raise ValueError(
-                    "leading_tokens=True needs a list of tensors, the leading tokens first; got a tensor"
-                )
+                raise ValueError("leading_tokens=True needs a list of tensors, the leading tokens first; got a tensor")
             _require_parts([x], self.rose.dim)
             return self._block([x], [spacing], [grid_shape], [coordinates], leading=False)[0]
         parts = list(x)
@@ -279,9 +275,7 @@ class MultiResolutionBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         q, k = self.rose.rotate_at(positions, q, k, num_prefix_tokens=lengths[0] if leading else 0)
         dropout = self.attn_dropout if self.training else 0.0
-        x = x + self.drop_path(
-            self.proj_dropout(self.proj(attend(q, k, v, self.rose.num_heads, dropout_p=dropout)))
-        )
+        x = x + self.drop_path(self.proj_dropout(self.proj(attend(q, k, v, self.rose.num_heads, dropout_p=dropout))))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return list(x.split(lengths, dim=1))
 
@@ -291,9 +285,7 @@ def _per_grid(name: str, values: Any, count: int) -> list[Any]:
     if values is None:
         return [None] * count
     if isinstance(values, (str, Tensor, Grid)) or not isinstance(values, Sequence) or len(values) != count:
-        raise ValueError(
-            f"{name} must be a list with one entry for each of the {count} grids; got {values!r}"
-        )
+        raise ValueError(f"{name} must be a list with one entry for each of the {count} grids; got {values!r}")
     return list(values)
 
 

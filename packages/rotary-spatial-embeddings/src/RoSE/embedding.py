@@ -202,13 +202,9 @@ class RotarySpatialEmbedding(nn.Module):
             require_jagged(x, coordinates, layout, num_prefix_tokens)
             row = jagged(x).values().unsqueeze(0)
             where = jagged(coordinates).values() if jagged(coordinates).is_nested else coordinates
-            return rewrap(
-                self.forward(row, spacing, grid_shape, coordinates=where, layout=layout).squeeze(0), x
-            )
+            return rewrap(self.forward(row, spacing, grid_shape, coordinates=where, layout=layout).squeeze(0), x)
         batch, tokens = self._require_input("x", x, layout, num_prefix_tokens)
-        positions = require_batch(
-            self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch
-        )
+        positions = require_batch(self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch)
         return self.rotate_at(positions, x, num_prefix_tokens=num_prefix_tokens, layout=layout)[0]
 
     def rotate_pair(
@@ -309,9 +305,7 @@ class RotarySpatialEmbedding(nn.Module):
         # A token at the origin turns by exactly zero: prefix tokens are put there.
         padded = F.pad(positions, (0, 0, num_prefix_tokens, 0))
         angles = phases(padded.to(self.freqs.device), self.freqs)
-        cos, sin = cos_sin(
-            angles, functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32)
-        )
+        cos, sin = cos_sin(angles, functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32))
         return tuple(self._rotate(x, cos.to(x.device), sin.to(x.device), layout) for x in features)
 
     def positions(
@@ -326,9 +320,7 @@ class RotarySpatialEmbedding(nn.Module):
         """The coordinates that :meth:`forward` uses: ``(tokens, N)`` or ``(batch, tokens, N)``."""
         if coordinates is None or isinstance(coordinates, Grid):
             if coordinates is not None and (grid_shape is not None or spacing is not None):
-                raise ValueError(
-                    "give the grid once: a Grid as coordinates, or grid_shape and spacing; got both"
-                )
+                raise ValueError("give the grid once: a Grid as coordinates, or grid_shape and spacing; got both")
             grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates)
             self._warn_once_if_aliased(grid)
             points, steps = grid.coordinates(device=device), grid.spacing
@@ -377,9 +369,7 @@ class RotarySpatialEmbedding(nn.Module):
             "bnhd": ("(batch, tokens, heads, head size)", (None, None, self.num_heads, self.head_dim)),
             "bhnd": ("(batch, heads, tokens, head size)", (None, self.num_heads, None, self.head_dim)),
         }[layout]
-        if x.dim() != len(wanted) or any(
-            w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)
-        ):
+        if x.dim() != len(wanted) or any(w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)):
             sizes = ", ".join("*" if w is None else str(w) for w in wanted)
             raise ValueError(f"{name} in layout {layout!r} must be {form} = ({sizes}); got {tuple(x.shape)}")
         length = x.shape[2] if layout == "bhnd" else x.shape[1]
@@ -392,9 +382,7 @@ class RotarySpatialEmbedding(nn.Module):
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
         """Rotate x (in any layout) by angles in token-major order."""
         if layout == "bnd":
-            return self._rotate(
-                torch.unflatten(x, 2, (self.num_heads, self.head_dim)), cos, sin, "bnhd"
-            ).flatten(2)
+            return self._rotate(torch.unflatten(x, 2, (self.num_heads, self.head_dim)), cos, sin, "bnhd").flatten(2)
         heads_dim = 2 if layout == "bnhd" else 1
         if layout == "bhnd":
             cos, sin = cos.transpose(-3, -2), sin.transpose(-3, -2)
@@ -422,7 +410,6 @@ def _require_wavelengths(
         raise ValueError(f"wavelengths must be (shortest, longest); got {wavelengths}")
     if any(r != 1.0 for r in reference_spacing):
         raise ValueError(
-            "wavelengths are in physical units already, so reference_spacing must stay 1; "
-            f"got {reference_spacing}"
+            f"wavelengths are in physical units already, so reference_spacing must stay 1; got {reference_spacing}"
         )
     return shortest, longest

@@ -65,8 +65,8 @@ def wave_vectors(
       directions (compare RoPE-Mixed, Heo et al., arXiv:2403.13298).
     * ``"uniform"`` gives each plane of the band its own direction from a low-discrepancy sequence.
     """
-    if planes == 0:
-        return torch.zeros(num_heads, 0, spatial_dims, dtype=torch.float64, device="cpu")
+    if num_heads * planes == 0:
+        return torch.zeros(num_heads, planes, spatial_dims, dtype=torch.float64, device="cpu")
     if directions == "uniform":
         lengths = _band(planes, theta, wavelengths)
         return lengths[:, None] * _spread_directions(num_heads * planes, spatial_dims).reshape(
@@ -77,9 +77,7 @@ def wave_vectors(
             "directions='axial' needs at least one plane per axis over all heads; "
             f"got {num_heads} heads x {planes} planes for {spatial_dims} axes (use 'mixed' or 'uniform')"
         )
-    frames = torch.stack(
-        [_axial_frame(h, planes, spatial_dims, theta, wavelengths) for h in range(num_heads)]
-    )
+    frames = torch.stack([_axial_frame(h, planes, spatial_dims, theta, wavelengths) for h in range(num_heads)])
     if directions == "axial":
         return frames
     return frames @ _head_rotations(num_heads, spatial_dims)

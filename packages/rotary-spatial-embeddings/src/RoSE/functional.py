@@ -68,7 +68,9 @@ def cos_sin(angles: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor,
     require_floating("angles", angles)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
-    reduced = torch.remainder(angles, 2 * math.pi).to(dtype)
+    # A tensor, because the ONNX exporter narrows plain numbers to float32: 1e-4 off after a hundred turns.
+    turn = torch.tensor(2 * math.pi, dtype=torch.float64, device="cpu")
+    reduced = (angles / turn).frac_().mul_(turn).to(dtype)
     return reduced.cos(), reduced.sin()
 
 

@@ -48,9 +48,7 @@ class Grid:
         ndim = len(checked_shape)
         checked_spacing = require_per_axis("spacing", spacing, ndim, positive=True)
         checked_origin = require_per_axis("origin", origin, ndim, positive=False)
-        batches = [
-            v.shape[0] for v in (checked_spacing, checked_origin) if isinstance(v, Tensor) and v.dim() == 2
-        ]
+        batches = [v.shape[0] for v in (checked_spacing, checked_origin) if isinstance(v, Tensor) and v.dim() == 2]
         if len(batches) == 2 and batches[0] != batches[1]:
             raise ValueError(
                 "spacing and origin must agree on the batch size when both are given per sample; "
@@ -70,9 +68,7 @@ class Grid:
         """Number of points, the product of ``shape``."""
         return math.prod(self.shape)
 
-    def coordinates(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def coordinates(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Physical positions of all points, row-major (the last axis runs fastest).
 
         Args:

@@ -25,9 +25,7 @@ def as_grid(
     """The grid that the arguments describe, checked against the number of tokens."""
     if grid is None:
         if grid_shape is None and spatial_dims > 1:
-            raise ValueError(
-                f"{spatial_dims}-D tokens need grid_shape (and spacing) or coordinates; got neither"
-            )
+            raise ValueError(f"{spatial_dims}-D tokens need grid_shape (and spacing) or coordinates; got neither")
         shape = (tokens,) if grid_shape is None else require_shape("grid_shape", grid_shape)
         if len(shape) != spatial_dims:
             raise ValueError(
@@ -35,9 +33,7 @@ def as_grid(
             )
         grid = Grid(shape, 1.0 if spacing is None else spacing)
     elif grid.ndim != spatial_dims:
-        raise ValueError(
-            f"a grid must have {spatial_dims} axes, the module's spatial_dims; got shape {grid.shape}"
-        )
+        raise ValueError(f"a grid must have {spatial_dims} axes, the module's spatial_dims; got shape {grid.shape}")
     if grid.size != tokens:
         raise ValueError(
             f"grid_shape must have as many points as there are tokens to place; got {grid.shape} with "

@@ -111,9 +111,7 @@ class Rotation(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """Treat the mapped dimension as one more leading dimension."""
         rank = x.dim() - (in_dims[0] is not None)
-        x, cos, sin = (
-            _lead(t, dim, rank, info.batch_size) for t, dim in zip((x, cos, sin), in_dims[:3], strict=True)
-        )
+        x, cos, sin = (_lead(t, dim, rank, info.batch_size) for t, dim in zip((x, cos, sin), in_dims[:3], strict=True))
         return rotate_eager(x, cos, sin, interleaved), 0
 
 
@@ -144,9 +142,7 @@ def _reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tu
     a, b = pair_views(x, cos.shape[-1], interleaved)
     g, h = pair_views(grad, cos.shape[-1], interleaved)
     a, b, g, h = a.to(dtype), b.to(dtype), g.to(dtype), h.to(dtype)
-    return (g * a + h * b).sum_to_size(cos.shape).to(cos.dtype), (h * a - g * b).sum_to_size(cos.shape).to(
-        cos.dtype
-    )
+    return (g * a + h * b).sum_to_size(cos.shape).to(cos.dtype), (h * a - g * b).sum_to_size(cos.shape).to(cos.dtype)
 
 
 def _reduce_blocks(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:

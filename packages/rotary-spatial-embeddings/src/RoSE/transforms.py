@@ -25,16 +25,12 @@ class PowerSpacing(nn.Module):
         device: Where to put the parameters.
     """
 
-    def __init__(
-        self, reference_spacing: tuple[float, ...], device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, reference_spacing: tuple[float, ...], device: torch.device | str | None = None) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.reference_spacing = reference_spacing
         self.log_gain = nn.Parameter(torch.zeros(len(reference_spacing), device=device, dtype=torch.float32))
-        self.log_exponent = nn.Parameter(
-            torch.zeros(len(reference_spacing), device=device, dtype=torch.float32)
-        )
+        self.log_exponent = nn.Parameter(torch.zeros(len(reference_spacing), device=device, dtype=torch.float32))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -61,9 +57,7 @@ class LogSpacing(nn.Module):
         device: Where to put the parameters.
     """
 
-    def __init__(
-        self, reference_spacing: tuple[float, ...], device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, reference_spacing: tuple[float, ...], device: torch.device | str | None = None) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.reference_spacing = reference_spacing

@@ -43,9 +43,7 @@ def require_real(
     maximum: float = math.inf,
 ) -> float:
     """Return ``value`` if it is finite, greater than ``above`` and within ``[minimum, maximum]``."""
-    if isinstance(value, bool) or not isinstance(
-        value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a real number; got {value!r} of type {type(value).__name__}")
     # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the
     # check can be traced by torch.compile for a number that is not known while compiling.
@@ -86,9 +84,7 @@ def require_per_axis(
         raise TypeError(f"{name} must be a number, one number per axis, or a tensor; got {value!r}")
     values = tuple(require_real(f"{name}[{axis}]", v, above=above) for axis, v in enumerate(value))
     if len(values) != ndim:
-        raise ValueError(
-            f"{name} must have one value for each of the {ndim} axes; got {len(values)}: {values}"
-        )
+        raise ValueError(f"{name} must have one value for each of the {ndim} axes; got {len(values)}: {values}")
     return values
 
 
@@ -97,9 +93,7 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
     if value.dim() == 0:
         value = value.expand(ndim)
     if value.dim() > 2 or value.shape[-1] != ndim:
-        raise ValueError(
-            f"{name} as a tensor must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} as a tensor must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
     if values_are_readable(value):
         good = value.isfinite() & (value > 0) if positive else value.isfinite()
         if not bool(good.all()):
@@ -111,9 +105,7 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
 def values_are_readable(value: Tensor) -> bool:
     """Whether a tensor's values may steer Python: not while compiling or transforming, and not on meta."""
     return not (
-        torch.compiler.is_compiling()
-        or value.is_meta
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        torch.compiler.is_compiling() or value.is_meta or torch._C._functorch.peek_interpreter_stack() is not None
     )
 
 

@@ -1,0 +1,8 @@
+"""Settings that every test file shares; helpers live in ``rose_cases``."""
+
+import hypothesis
+import torch
+
+torch.set_num_threads(1)  # test workers share the cores
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.load_profile("suite")

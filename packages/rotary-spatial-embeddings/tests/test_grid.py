@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from RoSE import Grid
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.floats(0.1, 9), st.floats(-9, 9))
+def test_points_are_origin_plus_index_times_spacing_last_axis_fastest(shape, spacing, origin) -> None:
+    grid = Grid(shape, spacing, origin)
+    index = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, len(shape))
+    torch.testing.assert_close(grid.coordinates(), origin + index.double() * spacing, rtol=1e-12, atol=1e-12)
+    assert grid.size == math.prod(shape) == len(index)
+    assert grid.ndim == len(shape)
+
+
+def test_scalars_hold_for_every_axis_and_forms_agree() -> None:
+    by_tuple = Grid((2, 3), (0.5, 2.0), (1.0, -1.0))
+    by_tensor = Grid([2, 3], torch.tensor([0.5, 2.0]), torch.tensor([1.0, -1.0]))
+    assert torch.equal(by_tuple.coordinates(), by_tensor.coordinates())
+    assert Grid((2, 3), 0.5) == Grid((2, 3), (0.5, 0.5))
+    assert Grid(5).shape == (5,)
+    assert Grid((2, 3), torch.tensor(0.5)).coordinates().shape == (6, 2)
+
+
+def test_per_sample_spacing_and_origin() -> None:
+    spacing = torch.tensor([[1.0, 2.0], [0.5, 0.25]])
+    both = Grid((2, 3), spacing, torch.tensor([[0.0, 0.0], [5.0, 7.0]])).coordinates(dtype=torch.float32)
+    assert both.shape == (2, 6, 2)
+    assert both.dtype == torch.float32
+    single = Grid((2, 3), (0.5, 0.25), (5.0, 7.0)).coordinates(dtype=torch.float32)
+    torch.testing.assert_close(both[1], single)
+    assert Grid((2, 3), spacing, 1.0).coordinates().shape == (2, 6, 2)
+    assert Grid((2, 3), 1.0, spacing).coordinates().shape == (2, 6, 2)
+
+
+def test_gradients_reach_a_tensor_spacing() -> None:
+    spacing = torch.tensor([0.5, 0.25], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: Grid((2, 3), s, s).coordinates(), (spacing,))
+
+
+def test_is_frozen_and_compares_by_value() -> None:
+    grid = Grid((2, 3), 0.5)
+    with pytest.raises(AttributeError):
+        grid.shape = (3, 3)
+    assert grid != Grid((2, 3), 0.6)
+    assert grid != "grid"
+    assert len({grid, Grid((2, 3), (0.5, 0.5))}) == 1
+    tensors = Grid((2, 3), torch.tensor([0.5, 0.5]))
+    assert tensors == Grid((2, 3), torch.tensor([0.5, 0.5]))
+    with pytest.raises(TypeError, match="not hashable"):
+        hash(tensors)
+
+
+def test_far_origins_keep_their_voxels() -> None:
+    near, far = Grid((4,), 0.004).coordinates(), Grid((4,), 0.004, origin=1e5).coordinates()
+    torch.testing.assert_close(far - 1e5, near, rtol=0, atol=1e-10)

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from RoSE import RotarySpatialEmbedding
+from RoSE.transforms import LogSpacing, PowerSpacing
+
+FORMS = {"power": PowerSpacing, "log": LogSpacing}
+logs = st.floats(-2, 2)
+
+
+@given(st.sampled_from(sorted(FORMS)), logs, logs, st.lists(st.floats(-12, 12), min_size=2, max_size=2, unique=True))
+def test_positive_increasing_with_finite_gradients(
+    form: str, gain: float, shape: float, exponents: list[float]
+) -> None:
+    transform = FORMS[form]((0.5,))
+    with torch.no_grad():
+        for parameter, value in zip(transform.parameters(), (gain, shape), strict=True):
+            parameter.fill_(value)
+    spacing = torch.tensor([[10.0**e] for e in sorted(exponents)], dtype=torch.float64, requires_grad=True)
+    changed = transform(spacing) * spacing
+    assert (changed > 0).all()
+    assert changed.isfinite().all()
+    if exponents[0] - exponents[1] > 1e-3 or exponents[1] - exponents[0] > 1e-3:
+        assert changed[1] > changed[0]
+    changed.sum().backward()
+    assert spacing.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in transform.parameters())
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_forms_are_their_formulas(form: str) -> None:
+    transform = FORMS[form]((0.5, 2.0)).double()
+    torch.manual_seed(0)
+    for parameter in transform.parameters():
+        torch.nn.init.normal_(parameter)
+    s, r = torch.tensor([0.3, 7.0], dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64)
+    gain, shape = (p.exp() for p in transform.parameters())
+    expected = (
+        gain * r * (s / r) ** shape
+        if form == "power"
+        else gain * r * torch.log(1 + s / (shape * r)) / torch.log(1 + 1 / shape)
+    )
+    torch.testing.assert_close(transform(s) * s, expected)
+    assert torch.autograd.gradcheck(transform, (s.requires_grad_(),))
+
+
+def test_both_start_by_keeping_the_reference_spacing() -> None:
+    for form in FORMS.values():
+        reference = torch.tensor([0.5, 2.0], dtype=torch.float64)
+        torch.testing.assert_close(form((0.5, 2.0))(reference), torch.ones(2, dtype=torch.float64))
+
+
+def test_identity_adds_no_parameters_and_power_starts_as_identity() -> None:
+    x = torch.randn(2, 6, 32)
+    torch.manual_seed(0)
+    plain = RotarySpatialEmbedding(32, 2, 2)
+    for form in (None, "identity", "power"):
+        torch.manual_seed(0)
+        embedding = RotarySpatialEmbedding(32, 2, 2, spacing_transform=form)
+        torch.testing.assert_close(embedding(x, (0.5, 2.0), (2, 3)), plain(x, (0.5, 2.0), (2, 3)))
+        assert len(list(embedding.parameters())) == (3 if form == "power" else 1)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_grids_and_coordinates_are_scaled_alike_and_all_parameters_learn(form: str) -> None:
+    embedding = RotarySpatialEmbedding(32, 2, 2, spacing_transform=form)
+    with torch.no_grad():
+        for parameter in embedding.spacing_transform.parameters():
+            parameter.add_(torch.tensor([0.3, -0.2]))
+    x = torch.randn(2, 6, 32)
+    spacing = torch.tensor([[0.5, 2.0], [1.0, 0.1]], dtype=torch.float64)
+    index = torch.cartesian_prod(torch.arange(2), torch.arange(3)).double()
+    by_grid = embedding(x, spacing, (2, 3))
+    by_points = embedding(x, spacing, coordinates=index * spacing[:, None])
+    torch.testing.assert_close(by_grid, by_points)
+    (by_grid * torch.randn_like(by_grid)).sum().backward()
+    assert all(p.grad is not None and (p.grad != 0).all() for p in embedding.spacing_transform.parameters())
+    with pytest.raises(ValueError, match="needs the spacing"):
+        embedding(x, coordinates=index)
