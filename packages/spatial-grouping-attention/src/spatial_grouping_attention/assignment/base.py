@@ -1,0 +1,171 @@
+"""What every assignment can do, however its memberships are kept."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import validation
+
+
+class Usage(NamedTuple):
+    """How evenly groups are used."""
+
+    mass: Tensor
+    """Tokens that belong to each group, counted by their memberships: ``A^T 1``, (B, N_out); sums to N_in."""
+    unused: Tensor
+    """Groups that are no token's most likely one, (B,) int64."""
+
+
+class Assignment(ABC):
+    """Soft memberships A of fine tokens (rows) in groups (columns), averaged over heads; rows sum to 1."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Grid of the fine tokens."""
+
+    @property
+    @abstractmethod
+    def output_shape(self) -> tuple[int, ...]:
+        """Grid of the groups."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Number of samples."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the memberships live."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of fine tokens, N_in."""
+        return math.prod(self.input_shape)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups, N_out."""
+        return math.prod(self.output_shape)
+
+    @abstractmethod
+    def upsample(self, values: Tensor) -> Tensor:
+        """Carry values of the groups to the fine tokens: ``A values``.
+
+        Args:
+            values: (B, N_out, C), for example class logits or features.
+
+        Returns:
+            (B, N_in, C): every token mixes the groups it belongs to.
+
+        Raises:
+            TypeError: values are not floating.
+            ValueError: values have another shape.
+        """
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum values of the fine tokens over the members of every group: ``A^T values``, upsample's adjoint.
+
+        Args:
+            values: (B, N_in, C).
+
+        Returns:
+            (B, N_out, C).
+
+        Raises:
+            TypeError: values are not floating.
+            ValueError: values have another shape.
+        """
+
+    def pool(self, values: Tensor) -> Tensor:
+        """Average values of the fine tokens over the members of every group: ``A^T values / A^T 1``.
+
+        Args:
+            values: (B, N_in, C).
+
+        Returns:
+            (B, N_out, C); 0 for groups without members.
+
+        Raises:
+            TypeError: values are not floating.
+            ValueError: values have another shape.
+        """
+        self._check("N_in", values)
+        total = self.sum(torch.cat((values, torch.ones_like(values[..., :1])), -1))
+        mass = total[..., -1:]
+        return total[..., :-1] / mass.masked_fill(mass == 0, 1.0)
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """A itself, (B, N_in, N_out); for small grids."""
+
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """Most likely group of every fine token, (B, N_in) int64, without the matrix.
+
+        Not differentiable. Ties go to the group that comes first.
+        """
+
+    @torch.no_grad()
+    def usage(self) -> Usage:
+        """Mass of every group, and how many groups are nobody's most likely one."""
+        mass = self.sum(torch.ones(self.batch_size, self.num_inputs, 1, device=self.device)).squeeze(-1)
+        chosen = torch.zeros_like(mass, dtype=torch.bool)
+        chosen.scatter_(1, self.labels(), torch.ones_like(self.labels(), dtype=torch.bool))
+        return Usage(mass, self.num_groups - chosen.sum(1))
+
+    @torch.no_grad()
+    def boundaries(self) -> Tensor:
+        """Where neighbouring tokens have different labels, for drawing: (B, *input_shape) boolean.
+
+        Both tokens of a differing pair are marked, so lines are two tokens wide.
+        """
+        return label_boundaries(self.labels().reshape(-1, *self.input_shape))
+
+    def _check(self, axis: str, values: Tensor) -> None:
+        size = self.num_groups if axis == "N_out" else self.num_inputs
+        validation.floating("values", values)
+        validation.shaped("values", values, f"B {axis} C", B=self.batch_size, **{axis: size})
+
+
+def label_boundaries(labels: Tensor) -> Tensor:
+    """Mark both sides of every change between neighbours on the grid: (B, *grid) -> (B, *grid) boolean."""
+    marked = torch.zeros_like(labels, dtype=torch.bool)
+    for dim in range(1, labels.ndim):
+        size = labels.shape[dim] - 1
+        changes = labels.narrow(dim, 0, size) != labels.narrow(dim, 1, size)
+        marked.narrow(dim, 0, size).logical_or_(changes)
+        marked.narrow(dim, 1, size).logical_or_(changes)
+    return marked
+
+
+@torch.no_grad()
+def labels_by_columns(assignment: Assignment, groups_at_once: int = 64) -> Tensor:
+    """Most likely group of every token from ``upsample`` alone, holding a few columns of A at a time.
+
+    Args:
+        assignment: any assignment.
+        groups_at_once: columns held at a time; memory is B * N_in times this.
+
+    Returns:
+        (B, N_in) int64.
+    """
+    batch, num_groups, device = assignment.batch_size, assignment.num_groups, assignment.device
+    best = torch.full((batch, assignment.num_inputs), -torch.inf, device=device)
+    label = torch.zeros(batch, assignment.num_inputs, dtype=torch.long, device=device)
+    for first in range(0, num_groups, groups_at_once):
+        columns = torch.arange(first, min(first + groups_at_once, num_groups), device=device)
+        one_hot = torch.zeros(batch, num_groups, len(columns), device=device)
+        one_hot[:, columns, columns - first] = 1.0
+        share, group = assignment.upsample(one_hot).max(-1)
+        better = share > best
+        label = torch.where(better, group + first, label)
+        best = torch.where(better, share, best)
+    return label

@@ -1,0 +1,131 @@
+"""Memberships through several stages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .base import Assignment, labels_by_columns
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedAssignment(Assignment):
+    """Memberships of the first tokens in the last groups, through every stage in between.
+
+    The matrix of the chain is the product of the stages' matrices and dense even where they are sparse, so it is
+    never formed: values pass one stage after another.
+    """
+
+    stages: tuple[Assignment, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Grid of the first stage's tokens."""
+        return self.stages[0].input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Grid of the last stage's groups."""
+        return self.stages[-1].output_shape
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        return self.stages[0].batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the memberships live."""
+        return self.stages[0].device
+
+    def upsample(self, values: Tensor) -> Tensor:
+        """``A_1 A_2 ... A_L values``, last stage first."""
+        for stage in reversed(self.stages):
+            values = stage.upsample(values)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``A_L^T ... A_1^T values``, first stage first."""
+        for stage in self.stages:
+            values = stage.sum(values)
+        return values
+
+    def matrix(self) -> Tensor:
+        """The product of the stages' matrices, (B, N_in, N_out); for small grids."""
+        product = self.stages[0].matrix()
+        for stage in self.stages[1:]:
+            product = product @ stage.matrix()
+        return product
+
+    def labels(self) -> Tensor:
+        """Most likely last group of every first token, through all soft memberships in between."""
+        return labels_by_columns(self)
+
+    @torch.no_grad()
+    def hard_labels(self) -> Tensor:
+        """The last group that a first token reaches by following the most likely group of every stage.
+
+        Cheaper than :meth:`labels`, and nested: a token goes where its group goes.
+
+        Returns:
+            (B, N_in) int64.
+        """
+        labels = _hard(self.stages[0])
+        for stage in self.stages[1:]:
+            labels = _hard(stage).gather(1, labels)
+        return labels
+
+
+def _hard(stage: Assignment) -> Tensor:
+    return stage.hard_labels() if isinstance(stage, ComposedAssignment) else stage.labels()
+
+
+def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:
+    """Chain the assignments of stacked stages, first stage first.
+
+    Args:
+        assignments: one per stage; the groups of each are the tokens of the next.
+
+    Returns:
+        The memberships of the first stage's tokens in the last stage's groups.
+
+    Raises:
+        TypeError: an entry is not an Assignment.
+        ValueError: there is none, or two neighbouring stages do not fit.
+    """
+    stages = tuple(assignments)
+    if not stages:
+        raise ValueError("compose needs at least one assignment, got none")
+    for stage in stages:
+        if not isinstance(stage, Assignment):
+            raise TypeError(f"compose takes Assignments, got {type(stage).__name__}")
+    for i, (fine, coarse) in enumerate(itertools.pairwise(stages)):
+        if fine.output_shape != coarse.input_shape or fine.batch_size != coarse.batch_size:
+            raise ValueError(
+                f"the groups of each stage must be the tokens of the next: stage {i} has groups "
+                f"{fine.output_shape} for batch {fine.batch_size}, stage {i + 1} has tokens {coarse.input_shape} "
+                f"for batch {coarse.batch_size}"
+            )
+    return ComposedAssignment(stages)
+
+
+def _flatten(chain: ComposedAssignment) -> tuple[list[Any], None]:
+    return list(chain.stages), None
+
+
+def _unflatten(stages: Any, _: None) -> ComposedAssignment:
+    return ComposedAssignment(tuple(stages))
+
+
+pytree.register_pytree_node(
+    ComposedAssignment,
+    _flatten,
+    _unflatten,
+    serialized_type_name="spatial_grouping_attention.ComposedAssignment",
+)
