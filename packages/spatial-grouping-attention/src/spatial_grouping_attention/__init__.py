@@ -7,23 +7,37 @@ anything known of the groups flows back to the tokens. The operators underneath 
 
 from . import functional
 from .__about__ import __version__
-from .assignment import Assignment, ComposedAssignment, compose
+from .assignment import (
+    Assignment,
+    AttentionAssignment,
+    ComposedAssignment,
+    DeformableAssignment,
+    Usage,
+    compose,
+)
 from .geometry import Neighbourhood
 from .layers import (
+    DeformableSpatialGroupingAttention,
     DenseSpatialGroupingAttention,
     SparseSpatialGroupingAttention,
     SpatialGroupingAttention,
+    WindowedSelfAttention,
 )
 from .output import GroupingOutput
 
 __all__ = [
     "Assignment",
+    "AttentionAssignment",
     "ComposedAssignment",
+    "DeformableAssignment",
+    "DeformableSpatialGroupingAttention",
     "DenseSpatialGroupingAttention",
     "GroupingOutput",
     "Neighbourhood",
     "SparseSpatialGroupingAttention",
     "SpatialGroupingAttention",
+    "Usage",
+    "WindowedSelfAttention",
     "__version__",
     "compose",
     "functional",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from RoSE import Grid
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -87,3 +88,34 @@ def probability(name: str, value: Any) -> float:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def token_grid(
+    x: Any,
+    channels: int,
+    ndim: int,
+    spacing: Any,
+    shape: Sequence[int] | None,
+    origin: Any = 0.0,
+    *,
+    names: tuple[str, str] = ("spacing", "grid_shape"),
+) -> Grid:
+    """Check tokens (B, N, channels) against the grid they lie on; the grid.
+
+    ``names`` are what the caller calls its spacing and grid shape.
+    """
+    spacing_name, shape_name = names
+    floating("x", x)
+    shaped("x", x, "B N C", C=channels)
+    if shape is None:
+        if ndim > 1:
+            raise ValueError(f"{shape_name} is needed for {ndim}-D tokens, got None")
+        shape = (x.shape[1],)
+    shape = per_axis(shape_name, shape, ndim, minimum=1)
+    if math.prod(shape) != x.shape[1]:
+        raise ValueError(f"{shape_name} {shape} has {math.prod(shape)} points, but x has {x.shape[1]} tokens")
+    grid = Grid(shape, spacing, origin)
+    for name, value in ((spacing_name, grid.spacing), ("origin", grid.origin)):
+        if isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape[0] != x.shape[0]:
+            raise ValueError(f"{name} per sample must have the batch size {x.shape[0]}, got {value.shape[0]}")
+    return grid

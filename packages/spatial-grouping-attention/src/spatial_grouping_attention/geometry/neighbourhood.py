@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 
 import torch
 
@@ -74,7 +73,7 @@ class Neighbourhood:
                     f"give {expected}, got {axis.groups}"
                 )
 
-    @cached_property
+    @property
     def axes(self) -> tuple[Axis, ...]:
         """The relation of each axis on its own."""
         columns = [getattr(self, field.name) for field in fields(self)]
@@ -137,10 +136,18 @@ class Neighbourhood:
             index = (index[:, None, :, None] * axis.window + entry[None, :, None, :]).flatten(0, 1).flatten(1, 2)
         return index.masked_fill(~self.mask(device), 0)
 
+    def cells(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """The group whose block owns each fine token: integer (num_inputs, ndim), one coordinate per axis."""
+        grids = torch.meshgrid(*self._cells(device), indexing="ij")
+        return torch.stack([grid.flatten() for grid in grids], dim=-1)
+
+    def _cells(self, device: torch.device | str | None) -> list[torch.Tensor]:
+        """Per axis, cell(i) for every fine index i."""
+        return [torch.tensor([axis.cell(i) for i in range(axis.size)], device=device) for axis in self.axes]
+
     def _distances(self, device: torch.device | str | None) -> list[torch.Tensor]:
         """Per axis, cell(i) - j for every fine index i and group j."""
-        distances = []
-        for axis in self.axes:
-            cells = torch.tensor([axis.cell(i) for i in range(axis.size)], device=device)
-            distances.append(cells[:, None] - torch.arange(axis.groups, device=device)[None, :])
-        return distances
+        return [
+            cells[:, None] - torch.arange(axis.groups, device=device)[None, :]
+            for cells, axis in zip(self._cells(device), self.axes, strict=True)
+        ]

@@ -11,12 +11,14 @@ import torch
 from einops import rearrange
 from RoSE import Grid, RotarySpatialEmbedding
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .. import functional, validation
-from ..assignment import Assignment
+from ..assignment import Assignment, AttentionAssignment
 from ..functional import Backend
 from ..geometry import Neighbourhood, coarse_shape, coarsen
 from ..output import GroupingOutput
+from .drop_path import DropPath
 from .mlp import MLP
 
 Ints = int | Sequence[int]
@@ -55,6 +57,9 @@ class SpatialGroupingAttention(nn.Module, ABC):
             axis; None for 1.
         relative_bias: whether to learn a bias per head and window offset; needs a window.
         backend: see :func:`.functional.grouping_attention`.
+        drop_path: probability, in [0, 1), of leaving out a sample's residual branch while training (stochastic
+            depth, arXiv:1603.09382).
+        checkpoint: recompute every iteration in the backward pass instead of keeping its activations.
         **rose: keywords of :class:`RoSE.RotarySpatialEmbedding`, such as ``base_theta`` or ``rotary_ratio``;
             ``reference_spacing`` is ``spacing`` where only that is given.
 
@@ -81,6 +86,9 @@ class SpatialGroupingAttention(nn.Module, ABC):
         spacing: float | Sequence[float] | None = None,
         relative_bias: bool = False,
         backend: str = "auto",
+        *,
+        drop_path: float = 0.0,
+        checkpoint: bool = False,
         **rose: Any,
     ) -> None:
         super().__init__()
@@ -125,6 +133,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
             activation=mlp_activation,
         )
         self.mask_embedding = nn.Parameter(torch.zeros(self.feature_dims))
+        self.drop_path = DropPath(validation.probability("drop_path", drop_path))
+        self.checkpoint = checkpoint
         self.relative_bias = relative_bias
         self.bias_table: nn.Parameter | None = None
 
@@ -179,15 +189,37 @@ class SpatialGroupingAttention(nn.Module, ABC):
         positions = coarsen(frame, self.kernel_size, self.stride, self.padding).coordinates(device=x.device)
         k = self._heads(self.rotary(self.to_k(x), coordinates=frame))
         v = self._heads(self.to_v(x))
+        relation = self.relate(x, neighbourhood)
         q = self._queries(groups, positions)
         for i in range(self.iters):
             q = q if i == 0 else self._queries(groups, positions)
-            out, _ = functional.grouping_attention(q, k, v, neighbourhood, bias=self._bias(q), backend=self.backend)
-            groups = groups + self.norm_attention(rearrange(out, "b h n d -> b n (h d)"))
-            groups = groups + self.norm_mlp(self.mlp(groups))
-        scale = 1.0 / math.sqrt(q.shape[-1])
-        assignment = Assignment(q, k, neighbourhood, scale, self._bias(q), self.backend)
-        return GroupingOutput(groups, coarse.shape, coarse.spacing, coarse.origin, assignment)
+            groups = self._recomputed(self._update, groups, q, k, v, relation)
+        return GroupingOutput(groups, coarse.shape, coarse.spacing, coarse.origin, self.assignment(q, k, relation))
+
+    def relate(self, x: Tensor, neighbourhood: Neighbourhood) -> Any:
+        """What decides which groups a token sees: computed once from the tokens, the same in every iteration."""
+        return neighbourhood
+
+    def group(self, q: Tensor, k: Tensor, v: Tensor, relation: Any) -> Tensor:
+        """Average the members of every group: q (B, H, N_out, D), k and v (B, H, N_in, ...) -> (B, H, N_out, C)."""
+        out, _ = functional.grouping_attention(q, k, v, relation, bias=self._bias(q), backend=self.backend)
+        return out
+
+    def assignment(self, q: Tensor, k: Tensor, relation: Any) -> Assignment:
+        """The memberships that :meth:`group` used."""
+        return AttentionAssignment(q, k, relation, 1.0 / math.sqrt(q.shape[-1]), self._bias(q), self.backend)
+
+    def _update(self, groups: Tensor, q: Tensor, k: Tensor, v: Tensor, relation: Any) -> Tensor:
+        out = rearrange(self.group(q, k, v, relation), "b h n d -> b n (h d)")
+        groups = groups + self.drop_path(self.norm_attention(out))
+        updated: Tensor = groups + self.drop_path(self.norm_mlp(self.mlp(groups)))
+        return updated
+
+    def _recomputed(self, function: Callable[..., Tensor], *operands: Any) -> Tensor:
+        if not (self.checkpoint and torch.is_grad_enabled()):
+            return function(*operands)
+        result: Tensor = checkpoint(function, *operands, use_reentrant=False)
+        return result
 
     def _convolve(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         proposed: Tensor = self.propose(x.transpose(1, 2).reshape(*x.shape[::2], *shape))
@@ -211,24 +243,13 @@ class SpatialGroupingAttention(nn.Module, ABC):
         origin: Spacing,
     ) -> Grid:
         """Check the input and describe its grid."""
-        validation.floating("x", x)
-        validation.shaped("x", x, "B N C", C=self.feature_dims)
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean, got {mask.dtype}")
-        if shape is None:
-            if mask is not None:
-                shape = tuple(mask.shape[1:])
-            elif self.spatial_dims == 1:
-                shape = (x.shape[1],)
-            else:
-                raise ValueError(f"input_grid_shape is needed for {self.spatial_dims}-D tokens, got None")
-        shape = validation.per_axis("input_grid_shape", shape, self.spatial_dims, minimum=1)
-        if math.prod(shape) != x.shape[1]:
-            raise ValueError(f"input_grid_shape {shape} has {math.prod(shape)} points, but x has {x.shape[1]} tokens")
-        if mask is not None and tuple(mask.shape) != (x.shape[0], *shape):
-            raise ValueError(f"mask must have shape {(x.shape[0], *shape)} (B, *grid), got {tuple(mask.shape)}")
-        grid = Grid(shape, self.spacing if spacing is None else spacing, origin)
-        for name, value in (("input_spacing", grid.spacing), ("input_origin", grid.origin)):
-            if isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] != x.shape[0]:
-                raise ValueError(f"{name} per sample must have the batch size {x.shape[0]}, got {value.shape[0]}")
+        if shape is None and mask is not None:
+            shape = tuple(mask.shape[1:])
+        spacing = self.spacing if spacing is None else spacing
+        names = ("input_spacing", "input_grid_shape")
+        grid = validation.token_grid(x, self.feature_dims, self.spatial_dims, spacing, shape, origin, names=names)
+        if mask is not None and tuple(mask.shape) != (x.shape[0], *grid.shape):
+            raise ValueError(f"mask must have shape {(x.shape[0], *grid.shape)} (B, *grid), got {tuple(mask.shape)}")
         return grid
