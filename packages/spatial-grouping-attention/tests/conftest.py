@@ -1,0 +1,17 @@
+"""One thread per worker, and hypothesis without time limits: a failure must mean a broken law."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "laws",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("laws")

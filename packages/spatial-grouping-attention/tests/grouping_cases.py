@@ -1,0 +1,356 @@
+"""Random grouping problems, and an oracle that states grouping from its definition alone.
+
+Nothing here imports the operators under test. Which token sees which group is decided by loops over indices;
+memberships, averages and normalisers are written with the full matrix in float64, and autograd differentiates them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from hypothesis import strategies as st
+from spatial_grouping_attention import Neighbourhood
+from torch import Tensor
+
+LARGEST = {1: 14, 2: 6, 3: 4}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A backend and the calls that it can serve."""
+
+    name: str
+    dense: bool
+    """Takes ``neighbourhood=None`` and windows that cover every group."""
+    windowed: bool
+    """Takes windows that hide groups."""
+    biases: tuple[str | None, ...]
+    """Kinds of bias besides none: "table" needs a neighbourhood, "full" does not."""
+    twice: bool
+    """Can be differentiated twice."""
+
+
+# A new backend is tested by adding its line here: every law of the operators then runs for it.
+BACKENDS = {
+    served.name: served
+    for served in (
+        Served("reference", dense=True, windowed=True, biases=(None, "table", "full"), twice=True),
+        Served("fused", dense=True, windowed=False, biases=(None,), twice=False),
+        Served("tiled", dense=False, windowed=True, biases=(None, "table"), twice=False),
+    )
+}
+EVERY_BACKEND = tuple(BACKENDS)
+WINDOWED = tuple(name for name, served in BACKENDS.items() if served.windowed)
+
+
+def cell_by_distance(index: int, size: int, groups: int, stride: int, kernel: int, padding: int) -> int:
+    """The group whose block of ``stride`` indices has its centre nearest to an index.
+
+    A block is centred on its group's receptive field, and where that would cut an index in half, half an index
+    later. Distances are doubled to stay whole; two centres are never equally near.
+    """
+
+    def twice_centre(group: int) -> int:
+        return 2 * (group * stride - padding) + (kernel - 1) + (kernel - stride) % 2
+
+    return min(range(groups), key=lambda group: abs(2 * index - twice_centre(group)))
+
+
+@lru_cache(maxsize=256)
+def window_entries(neighbourhood: Neighbourhood) -> Tensor:
+    """Entry of the flattened window that each pair reads, (N_in, N_out); -1 where the token does not see the group."""
+    axes = list(
+        zip(
+            neighbourhood.input_shape,
+            neighbourhood.output_shape,
+            neighbourhood.stride,
+            neighbourhood.kernel_size,
+            neighbourhood.padding,
+            neighbourhood.window,
+            neighbourhood.dilation,
+            strict=True,
+        )
+    )
+    entry_of: list[dict[tuple[int, int], int]] = []
+    for size, groups, stride, kernel, padding, window, dilation in axes:
+        seen = {}
+        for index in range(size):
+            cell = cell_by_distance(index, size, groups, stride, kernel, padding)
+            for entry in range(window):
+                group = cell + dilation * (entry - window // 2)
+                if 0 <= group < groups:
+                    seen[index, group] = entry
+        entry_of.append(seen)
+    tokens = list(itertools.product(*(range(n) for n in neighbourhood.input_shape)))
+    groups_ = list(itertools.product(*(range(n) for n in neighbourhood.output_shape)))
+    rows = []
+    for token in tokens:
+        row = []
+        for group_ in groups_:
+            flat = 0
+            for seen, pair, window in zip(entry_of, zip(token, group_, strict=True), neighbourhood.window, strict=True):
+                entry = seen.get(pair, -1)
+                flat = -1 if flat < 0 or entry < 0 else flat * window + entry
+            row.append(flat)
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+@dataclass(frozen=True, repr=False)
+class Case:
+    """The arguments of one call, in one dtype."""
+
+    neighbourhood: Neighbourhood | None
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    u: Tensor
+    lse: Tensor
+    bias: Tensor | None
+    valid: Tensor | None
+    scale: float | None
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same numbers in another dtype; lse keeps float32 at least, as the operators return it."""
+        wide = torch.promote_types(dtype, torch.float32)
+        cast = {name: getattr(self, name).to(dtype) for name in ("q", "k", "v", "u")}
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return replace(self, **cast, lse=self.lse.to(wide), bias=bias)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Fresh leaves of everything that gets a gradient."""
+        names = ["q", "k", "v", "u", "lse"] + ([] if self.bias is None else ["bias"])
+        return {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
+
+    def with_leaves(self, leaves: dict[str, Tensor]) -> Case:
+        """This case on given leaves."""
+        return replace(self, **leaves)
+
+    def __repr__(self) -> str:
+        """Sizes and options; the numbers themselves come from the seed."""
+        sizes = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in ("q", "k", "v"))
+        bias = None if self.bias is None else tuple(self.bias.shape)
+        valid = None if self.valid is None else self.valid.sum(1).tolist()
+        return f"Case({sizes}, bias={bias}, valid={valid}, scale={self.scale}, {self.neighbourhood})"
+
+    def _repr_pretty_(self, printer: object, cycle: bool) -> None:
+        """What hypothesis prints of a failing example."""
+        printer.text(repr(self))
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Keywords that all operators share."""
+        return {"scale": self.scale, "bias": self.bias, "valid": self.valid}
+
+
+def oracle_scores(case: Case) -> tuple[Tensor, Tensor]:
+    """Logits s_ij = scale <k_i, q_j> + bias (B, H, N_in, N_out), and which pairs count."""
+    batch, heads, num_groups, head_size = case.q.shape
+    num_tokens = case.k.shape[2]
+    scale = 1.0 / math.sqrt(head_size) if case.scale is None else case.scale
+    scores = scale * torch.einsum("bhid,bhjd->bhij", case.k, case.q)
+    counts = torch.ones(batch, heads, num_tokens, num_groups, dtype=torch.bool)
+    if case.neighbourhood is not None:
+        entries = window_entries(case.neighbourhood)
+        counts = counts & (entries >= 0)
+        if case.bias is not None and case.bias.shape == (heads, *case.neighbourhood.window):
+            scores = scores + case.bias.flatten(1)[:, entries.clamp(min=0)]
+        elif case.bias is not None:
+            scores = scores + case.bias
+    elif case.bias is not None:
+        scores = scores + case.bias
+    if case.valid is not None:
+        counts = counts & case.valid[:, None, :, None]
+    return scores, counts
+
+
+def _softmax(scores: Tensor, counts: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Shares of the counted pairs along ``dim`` (0 where there is none), and their logsumexp (-inf there)."""
+    highest = scores.detach().masked_fill(~counts, -1e300).amax(dim, keepdim=True)
+    weights = torch.where(counts, scores - highest, 0.0).exp() * counts
+    total = weights.sum(dim, keepdim=True)
+    some = total > 0
+    lse = torch.where(some, torch.where(some, total, 1.0).log() + highest, -torch.inf)
+    return weights / torch.where(some, total, 1.0), lse.squeeze(dim)
+
+
+def oracle_assign(case: Case) -> tuple[Tensor, Tensor]:
+    """A u, and l; +inf for tokens that belong to nobody."""
+    scores, counts = oracle_scores(case)
+    members, lse = _softmax(scores, counts, -1)
+    return torch.einsum("bhij,bhjc->bhic", members, case.u), lse.masked_fill(lse == -torch.inf, torch.inf)
+
+
+def oracle_pool(case: Case) -> tuple[Tensor, Tensor]:
+    """softmax_i(s_ij - l_i) v with the case's l, and the logarithm of the sums of exp(s_ij - l_i)."""
+    scores, counts = oracle_scores(case)
+    shares, log_mass = _softmax(scores - case.lse[..., None], counts, -2)
+    return torch.einsum("bhij,bhic->bhjc", shares, case.v), log_mass
+
+
+def oracle_group(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, l, log mass) of A_ij = softmax_j s_ij and out_j = sum_i A_ij v_i / sum_i A_ij."""
+    _, lse = oracle_assign(case)
+    finite = lse.masked_fill(lse == torch.inf, 0.0)
+    out, log_mass = oracle_pool(replace(case, lse=finite))
+    return out, lse, log_mass
+
+
+def finite(x: Tensor) -> Tensor:
+    """Infinite normalisers and masses (of nobody, of nothing) as 0, without a gradient."""
+    return x.masked_fill(x.isinf(), 0.0)
+
+
+def gradients(outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Gradients of a random weighting of the outputs; zeros for leaves that they do not depend on."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(
+        (finite(x).double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in outputs
+    )
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def natural_sizes(case: Case) -> dict[str, float]:
+    """How large the terms are that make up each result and gradient, before they cancel in sums.
+
+    Gradients of a softmax are differences, which can vanish exactly; logsumexps are differences of logits. Rounding
+    is relative to what is subtracted, so that is what a floating type's tolerance refers to.
+    """
+    scores, _ = oracle_scores(case)
+    largest = {name: getattr(case, name).abs().max().item() for name in ("q", "k", "v", "u")}
+    scale = 1.0 / math.sqrt(case.q.shape[-1]) if case.scale is None else abs(case.scale)
+    values = max(largest["v"], largest["u"])
+    dscores = values * math.sqrt(case.v.shape[-1])
+    return {
+        "out": values,
+        "log": max(1.0, scores.abs().max().item()),
+        "q": scale * dscores * largest["k"],
+        "k": scale * dscores * largest["q"],
+        "v": 1.0,
+        "u": 1.0,
+        "lse": dscores,
+        "bias": dscores,
+    }
+
+
+def assert_near(got: Tensor, want: Tensor, tolerance: float, what: str = "", *, size: float = 1e-3) -> None:
+    """Largest difference within ``tolerance`` of the largest wanted value or ``size``; infinities exactly equal."""
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}"
+    got, want = got.detach().double(), want.detach().double()
+    assert not got.isnan().any(), f"{what}: NaN"
+    assert torch.equal(got.isinf(), want.isinf()), f"{what}: infinities differ"
+    infinite = want.isinf()
+    assert torch.equal(got[infinite], want[infinite]), f"{what}: signs of infinities differ"
+    got, want = got[~infinite], want[~infinite]
+    if want.numel():
+        error, size = (got - want).abs().max().item(), max(want.abs().max().item(), size)
+        assert error <= tolerance * size, f"{what}: off by {error:.3g} of {size:.3g}"
+
+
+@st.composite
+def axes(draw: st.DrawFn, largest: int, *, covering: bool) -> tuple[int, ...]:
+    """(n, G, stride, kernel, padding, window, dilation) of one axis, with every kind of awkwardness."""
+    size = draw(st.integers(1, largest))
+    padding = draw(st.integers(0, 2))
+    kernel = draw(st.integers(1, min(5, size + 2 * padding)))
+    stride = draw(st.integers(1, 5))
+    groups = (size + 2 * padding - kernel) // stride + 1
+    if covering:
+        window, dilation = 2 * groups - 1 + 2 * draw(st.integers(0, 1)), 1
+    else:
+        window, dilation = draw(st.sampled_from((1, 3, 5))), draw(st.integers(1, 2))
+    return size, groups, stride, kernel, padding, window, dilation
+
+
+@st.composite
+def neighbourhoods(draw: st.DrawFn, *, covering: bool = False, max_pairs: int = 4000) -> Neighbourhood:
+    """A neighbourhood in 1, 2 or 3 dimensions, different along each axis."""
+    ndim = draw(st.integers(1, 3))
+    columns = [draw(axes(LARGEST[ndim], covering=covering)) for _ in range(ndim)]
+    # Too many pairs for the oracle's loops: shorten the longest axes.
+    while math.prod(c[0] for c in columns) * math.prod(c[1] for c in columns) > max_pairs:
+        longest = max(range(ndim), key=lambda a: columns[a][0] * columns[a][1])
+        columns[longest] = (3, 3, 1, 1, 0, *columns[longest][5:]) if not covering else (3, 3, 1, 1, 0, 5, 1)
+    return Neighbourhood(*zip(*columns, strict=True))
+
+
+@st.composite
+def cases(draw: st.DrawFn, backend: str, *, strength: float = 1.0) -> Case:
+    """A call that a backend can serve, in float64."""
+    served = BACKENDS[backend]
+    forms = (["none", "covering"] if served.dense else []) + (["windowed", "windowed"] if served.windowed else [])
+    form = draw(st.sampled_from(forms))
+    if form == "none":
+        neighbourhood, num_tokens, num_groups = None, draw(st.integers(1, 24)), draw(st.integers(1, 12))
+    else:
+        neighbourhood = draw(neighbourhoods(covering=form == "covering"))
+        num_tokens, num_groups = neighbourhood.num_inputs, neighbourhood.num_groups
+    kinds = [kind for kind in served.biases if kind != "table" or neighbourhood is not None]
+    return make_case(
+        neighbourhood,
+        num_tokens,
+        num_groups,
+        batch=draw(st.integers(1, 2)),
+        heads=draw(st.integers(1, 2)),
+        head_size=draw(st.sampled_from((1, 2, 4, 5, 8))),
+        value_size=draw(st.sampled_from((1, 3, 8, 11))),
+        bias=draw(st.sampled_from(kinds)),
+        valid=draw(st.sampled_from((None, "some", "none in one sample"))),
+        scale=draw(st.sampled_from((None, 0.7))),
+        strength=strength,
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def make_case(
+    neighbourhood: Neighbourhood | None,
+    num_tokens: int | None = None,
+    num_groups: int | None = None,
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    head_size: int = 8,
+    value_size: int = 5,
+    bias: str | None = None,
+    valid: str | None = None,
+    scale: float | None = None,
+    strength: float = 1.0,
+    seed: int = 0,
+) -> Case:
+    """Random operands in float64; ``strength`` multiplies the queries, so the logits."""
+    if neighbourhood is not None:
+        num_tokens, num_groups = neighbourhood.num_inputs, neighbourhood.num_groups
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    table = None
+    if bias == "table":
+        table = random(heads, *neighbourhood.window)
+    elif bias == "full":
+        table = random(batch, 1, num_tokens, num_groups)
+    mask = None
+    if valid is not None:
+        mask = torch.rand(batch, num_tokens, generator=generator) < 0.7
+        if valid == "none in one sample":
+            mask[-1] = False
+    return Case(
+        neighbourhood,
+        strength * random(batch, heads, num_groups, head_size),
+        random(batch, heads, num_tokens, head_size),
+        random(batch, heads, num_tokens, value_size),
+        random(batch, heads, num_groups, value_size),
+        random(batch, heads, num_tokens),
+        table,
+        mask,
+        scale,
+    )
