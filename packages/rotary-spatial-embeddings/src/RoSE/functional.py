@@ -115,7 +115,7 @@ def _require_angle_shape(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         )
     lead, wanted = cos.shape[:-1], x.shape[:-1]
     fits = len(lead) <= len(wanted) and all(
-        a in (1, b) for a, b in zip(lead, wanted[len(wanted) - len(lead) :], strict=True)
+        a == 1 or a == b for a, b in zip(lead, wanted[len(wanted) - len(lead) :], strict=True)
     )
     if not fits:
         raise ValueError(

@@ -60,7 +60,8 @@ def require_coordinates(coordinates: Tensor, spatial_dims: int, tokens: int) -> 
 
 def require_batch(positions: Tensor, batch: int) -> Tensor:
     """Return positions if their batch size, when they have one, is 1 or the features'."""
-    if positions.dim() == 3 and positions.shape[0] not in (1, batch):
+    # Not `in (1, batch)`: while compiling with dynamic sizes, membership is not decided by equality.
+    if positions.dim() == 3 and positions.shape[0] != 1 and positions.shape[0] != batch:
         raise ValueError(
             f"positions given per sample (spacing, origin or coordinates) must have the batch size {batch}; "
             f"got {positions.shape[0]}"
