@@ -1,0 +1,218 @@
+"""Grouping layers as torch modules: outputs, masks, gradients, dtypes, copies, hooks and compilation."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from layer_cases import VARIANTS, make_layer, tokens
+from spatial_grouping_attention import GroupingOutput
+from torch.utils import _pytree as pytree
+
+EVERY_VARIANT = tuple(VARIANTS)
+FIELDS = ["x_out", "out_grid_shape", "out_spacing", "out_origin", "assignment"]
+SHAPE = (6, 9)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_the_output_reads_like_a_dict_and_a_dataclass(variant: str) -> None:
+    output = make_layer(variant)(tokens(SHAPE), 1.0, SHAPE)
+    assert isinstance(output, GroupingOutput)
+    assert list(output) == list(output.keys()) == FIELDS
+    assert [field.name for field in dataclasses.fields(output)] == FIELDS
+    assert len(output) == 5
+    for name, value in output.items():
+        assert output[name] is value is getattr(output, name)
+    assert {**output}.keys() == set(FIELDS)
+    assert "x_out" in output
+    assert "nothing" not in output
+    assert output.get("nothing") is None
+    for missing in ("nothing", "values", 0):
+        with pytest.raises(KeyError):
+            output[missing]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        output.x_out = None
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_the_output_is_a_pytree(variant: str) -> None:
+    output = make_layer(variant)(tokens(SHAPE), 1.0, SHAPE)
+    doubled = pytree.tree_map(lambda leaf: leaf.double() if isinstance(leaf, torch.Tensor) else leaf, output)
+    assert isinstance(doubled, GroupingOutput)
+    assert type(doubled.assignment) is type(output.assignment)
+    assert doubled.x_out.dtype == torch.float64
+    assert doubled.out_grid_shape == output.out_grid_shape
+    values = torch.randn(2, output.x_out.shape[1], 3)
+    assert_near(doubled.assignment.upsample(values), output.assignment.upsample(values), 1e-5)
+    leaves, structure = pytree.tree_flatten(output)
+    again = pytree.tree_unflatten(leaves, structure)
+    assert torch.equal(again.assignment.matrix(), output.assignment.matrix())
+
+
+@pytest.mark.parametrize("out_dims", [None, 4, 12])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_out_dims(variant: str, out_dims: int | None) -> None:
+    layer = make_layer(variant, out_dims=out_dims, mlp_ratio=1.5)
+    output = layer(tokens(SHAPE), 1.0, SHAPE)
+    assert output.x_out.shape == (2, 15, out_dims or 8)
+    assert output.assignment.upsample(output.x_out).shape == (2, 54, out_dims or 8)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_masked_tokens_are_replaced_before_anything_else(variant: str) -> None:
+    layer = make_layer(variant)
+    x = tokens(SHAPE)
+    mask = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3)) < 0.4
+    by_hand = x.clone()
+    by_hand[mask.flatten(1)] = layer.mask_embedding.detach()
+    want = layer(by_hand, 1.0, SHAPE)
+    for content in (x, x.masked_fill(mask.flatten(1)[..., None], 1e4)):
+        got = layer(content, 1.0, SHAPE, mask)
+        assert torch.equal(got.x_out, want.x_out)
+        assert torch.equal(got.assignment.matrix(), want.assignment.matrix())
+    assert torch.equal(layer(x, 1.0, SHAPE, torch.zeros_like(mask)).x_out, layer(x, 1.0, SHAPE).x_out)
+    assert torch.equal(layer(x, 1.0, mask=mask).x_out, want.x_out), "the mask shows the grid's shape"
+    x.requires_grad_()
+    layer(x, 1.0, SHAPE, mask).x_out.square().sum().backward()
+    assert x.grad[mask.flatten(1)].eq(0).all()
+    assert x.grad[~mask.flatten(1)].ne(0).any(-1).all()
+    assert layer.mask_embedding.grad.ne(0).all()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_every_parameter_gets_a_gradient(variant: str, checkpoint: bool) -> None:
+    layer = make_layer(variant, relative_bias=variant != "dense", checkpoint=checkpoint, iters=3)
+    x = tokens(SHAPE).requires_grad_()
+    mask = torch.zeros(2, *SHAPE, dtype=torch.bool)
+    mask[:, 0, 0] = True
+    output = layer(x, 1.0, SHAPE, mask)
+    up = output.assignment.upsample(output.x_out)
+    (torch.randn_like(output.x_out) * output.x_out).sum().add((torch.randn_like(up) * up).sum()).backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_memberships_carry_gradients_into_the_layer(variant: str) -> None:
+    layer = make_layer(variant, iters=1)
+    layer(tokens(SHAPE), 1.0, SHAPE).assignment.upsample(torch.randn(2, 15, 1)).square().sum().backward()
+    for module in (layer.to_q, layer.to_k, layer.propose):
+        assert module.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_checkpointing_changes_memory_only(variant: str) -> None:
+    results = []
+    for checkpoint in (False, True):
+        layer = make_layer(variant, checkpoint=checkpoint)
+        out = layer(tokens(SHAPE), 1.0, SHAPE).x_out
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in layer.parameters() if p.grad is not None)])
+    for plain, recomputed in zip(*results, strict=True):
+        assert_near(recomputed, plain, 1e-6)
+
+
+@pytest.mark.parametrize("iters", [0, 1, 4])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_what_does_not_change_is_computed_once(variant: str, iters: int) -> None:
+    layer = make_layer(variant, iters=iters)
+    calls = dict.fromkeys(("to_k", "to_v", "to_q", "propose", "mlp", "rotary"), 0)
+
+    def count(name: str):
+        def hook(*_: object) -> None:
+            calls[name] += 1
+
+        return hook
+
+    for name in calls:
+        getattr(layer, name).register_forward_hook(count(name))
+    layer(tokens(SHAPE), 1.0, SHAPE)
+    assert calls["to_k"] == calls["to_v"] == calls["propose"] == 1
+    assert calls["to_q"] == max(1, iters)
+    assert calls["mlp"] == iters
+    assert calls["rotary"] <= 1 + max(1, iters)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_copies_are_the_same_layer(variant: str) -> None:
+    layer = make_layer(variant, relative_bias=variant != "dense")
+    x = tokens(SHAPE)
+    want = layer(x, 1.0, SHAPE).x_out
+    loaded = make_layer(variant, relative_bias=variant != "dense", seed=9)
+    assert (loaded(x, 1.0, SHAPE).x_out - want).abs().max() > 1e-2
+    loaded.load_state_dict(layer.state_dict())
+    for twin in (loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x, 1.0, SHAPE).x_out, want)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_seeds_reproduce(variant: str) -> None:
+    states = []
+    for seed in (4, 4, 5):
+        torch.manual_seed(seed)
+        layer = VARIANTS[variant](8, 2, 3, num_heads=2, mlp_dropout=0.3, drop_path=0.2)
+        states.append(
+            (layer.propose.weight.detach(), layer.rotary.freqs.detach(), layer(tokens(SHAPE), 1.0, SHAPE).x_out)
+        )
+    for first, same, other in zip(*states, strict=True):
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_dropout_and_stochastic_depth_are_for_training_only(variant: str) -> None:
+    layer = make_layer(variant, mlp_dropout=0.5, drop_path=0.5)
+    x = tokens(SHAPE)
+    assert not torch.equal(layer(x, 1.0, SHAPE).x_out, layer(x, 1.0, SHAPE).x_out)
+    layer.eval()
+    want = layer(x, 1.0, SHAPE).x_out
+    assert torch.equal(layer(x, 1.0, SHAPE).x_out, want)
+    assert torch.equal(make_layer(variant)(x, 1.0, SHAPE).x_out, want)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_half_types(variant: str) -> None:
+    """The module in bfloat16, and the float32 module under autocast, both near the float32 result."""
+    layer = make_layer(variant)
+    x = tokens(SHAPE)
+    want = layer(x, 1.0, SHAPE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = layer(x, 1.0, SHAPE)
+    half = copy.deepcopy(layer).bfloat16()
+    halved = half(x.bfloat16(), 1.0, SHAPE)
+    assert halved.x_out.dtype == torch.bfloat16
+    assert half.rotary.freqs.dtype == torch.float32
+    for got in (cast, halved):
+        assert (got.x_out.float() - want.x_out).square().mean().sqrt() < 0.03 * want.x_out.std()
+        members = got.assignment.upsample(torch.ones(2, 15, 1))
+        assert members.dtype == torch.float32
+        assert_near(members, torch.ones(2, 54, 1), 1e-5)
+    halved.x_out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in half.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_tokens_may_be_any_view(variant: str) -> None:
+    layer = make_layer(variant)
+    image = torch.randn(2, 8, *SHAPE)
+    view = image.permute(0, 2, 3, 1).flatten(1, 2)
+    channels_last = image.flatten(2).mT
+    assert not channels_last.is_contiguous()
+    assert_near(layer(channels_last, 1.0, SHAPE).x_out, layer(view.contiguous(), 1.0, SHAPE).x_out, 1e-6)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_a_first_call_in_inference_mode(variant: str) -> None:
+    """A first call in inference mode leaves nothing behind that training would trip over."""
+    layer = make_layer(variant)
+    with torch.inference_mode():
+        want = layer(tokens(SHAPE), 1.0, SHAPE).x_out.clone()
+    got = layer(tokens(SHAPE), 1.0, SHAPE).x_out
+    assert_near(got, want, 1e-6)
+    got.sum().backward()
