@@ -16,7 +16,7 @@ from . import frequencies
 from .aliasing import AliasingWarning, aliasing_message
 from .functional import cos_sin, phases, rotate
 from .grid import Grid
-from .packed import jagged, require_jagged, rewrap
+from .packed import is_nested, jagged, require_jagged, rewrap
 from .positions import Shape, Spacing, as_grid, require_batch, require_coordinates, spacing_tensor
 from .transforms import FORMS, make_spacing_transform
 from .validation import (
@@ -198,10 +198,10 @@ class RotarySpatialEmbedding(nn.Module):
             TypeError: Arguments of the wrong type, integer tensors.
             ValueError: Shapes that disagree with the module or with each other, bad spacing, unknown layout.
         """
-        if x.is_nested:
+        if is_nested(x):
             require_jagged(x, coordinates, layout, num_prefix_tokens)
             row = jagged(x).values().unsqueeze(0)
-            where = jagged(coordinates).values() if jagged(coordinates).is_nested else coordinates
+            where = jagged(coordinates).values() if is_nested(coordinates) else coordinates
             return rewrap(self.forward(row, spacing, grid_shape, coordinates=where, layout=layout).squeeze(0), x)
         batch, tokens = self._require_input("x", x, layout, num_prefix_tokens)
         positions = require_batch(self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch)
@@ -251,7 +251,7 @@ class RotarySpatialEmbedding(nn.Module):
         """
         k_prefix = num_prefix_tokens if k_num_prefix_tokens is None else k_num_prefix_tokens
         k_is_elsewhere = k_spacing is not None or k_grid_shape is not None or k_coordinates is not None
-        if k_is_elsewhere or k_prefix != num_prefix_tokens or q.is_nested or k.is_nested:
+        if k_is_elsewhere or k_prefix != num_prefix_tokens or is_nested(q) or is_nested(k):
             if k_coordinates is None:
                 k_spacing = spacing if k_spacing is None else k_spacing
                 k_grid_shape = grid_shape if k_grid_shape is None else k_grid_shape

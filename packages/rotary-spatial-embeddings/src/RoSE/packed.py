@@ -10,6 +10,11 @@ from torch import Tensor
 from .validation import require_floating
 
 
+def is_nested(x: object) -> bool:
+    """Whether x is a nested tensor (arguments are not known to be tensors yet)."""
+    return isinstance(x, Tensor) and x.is_nested
+
+
 def require_jagged(x: Tensor, coordinates: object, layout: str, num_prefix_tokens: int) -> None:
     """Check nested features and what says where they are, before their values are touched."""
     require_floating("x", x)

@@ -1,0 +1,193 @@
+"""Bad input is refused before computing, in words that name the rule and the value."""
+
+import math
+
+import pytest
+import torch
+from RoSE import (
+    Grid,
+    MultiResolutionBlock,
+    RoSEMultiHeadAttention,
+    RoSEMultiHeadCrossAttention,
+    RotarySpatialEmbedding,
+)
+from RoSE.functional import cos_sin, phases, rotate
+
+NAN, INF = math.nan, math.inf
+X = torch.randn(2, 6, 32)
+R = RotarySpatialEmbedding(32, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (((0, 2),), ValueError, r"shape\[0\] must be at least 1; got 0"),
+        (((),), ValueError, "at least one axis"),
+        (((2.0, 2),), TypeError, r"shape\[0\] must be an int; got 2.0"),
+        ((True,), TypeError, "shape must be a sequence"),
+        (("23",), TypeError, "shape must be a sequence"),
+        ((torch.tensor([2, 3]),), TypeError, "shape must be a sequence"),
+        (((2, 3), 0.0), ValueError, "spacing must be greater than 0; got 0.0"),
+        (((2, 3), (1.0, -2.0)), ValueError, r"spacing\[1\] must be greater than 0; got -2.0"),
+        (((2, 3), (1.0, NAN)), ValueError, r"spacing\[1\] must be finite; got nan"),
+        (((2, 3), INF), ValueError, "spacing must be finite; got inf"),
+        (((2, 3), (1.0,)), ValueError, "one value for each of the 2 axes; got 1"),
+        (((2, 3), "ab"), TypeError, "spacing must be a number"),
+        (((2, 3), None), TypeError, "spacing must be a number"),
+        (((2, 3), (1.0, "b")), TypeError, r"spacing\[1\] must be a real number; got 'b'"),
+        (((2, 3), True), TypeError, "spacing must be a real number; got True"),
+        (
+            ((2, 3), torch.tensor([1, 2])),
+            TypeError,
+            "spacing must hold real floating-point numbers; got dtype torch.int64",
+        ),
+        (((2, 3), torch.tensor([1.0, 0.0])), ValueError, "spacing must be finite and greater than 0; got"),
+        (((2, 3), torch.ones(3)), ValueError, r"shape \(2,\) or \(batch, 2\); got \(3,\)"),
+        (((2, 3), torch.ones(1, 1, 2)), ValueError, r"got \(1, 1, 2\)"),
+        (((2, 3), 1.0, (0.0, INF)), ValueError, r"origin\[1\] must be finite"),
+        (((2, 3), 1.0, torch.tensor([NAN, 0.0])), ValueError, "origin must be finite; got"),
+        (((2, 3), torch.ones(2, 2), torch.zeros(3, 2)), ValueError, "agree on the batch size .* got 2 and 3"),
+    ],
+)
+def test_grid(arguments: tuple[object, ...], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Grid(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((30, 4), {}, ValueError, "divisible by num_heads; got dim=30, num_heads=4"),
+        ((30, 2), {}, ValueError, "15 channels a head"),
+        ((32.0, 2), {}, TypeError, "dim must be an int; got 32.0"),
+        ((32, 0), {}, ValueError, "num_heads must be at least 1; got 0"),
+        ((32, 2, 0), {}, ValueError, "spatial_dims must be at least 1; got 0"),
+        ((32, 2), {"base_theta": 1.0}, ValueError, "base_theta must be greater than 1; got 1.0"),
+        ((32, 2), {"base_theta": "10"}, TypeError, "base_theta must be a real number; got '10'"),
+        ((32, 2), {"rotary_ratio": 1.5}, ValueError, r"rotary_ratio must lie in \[0, 1\]; got 1.5"),
+        ((32, 2), {"rotary_ratio": NAN}, ValueError, "rotary_ratio must be finite; got nan"),
+        ((32, 2), {"init_jitter_std": -1.0}, ValueError, "init_jitter_std must lie in"),
+        ((32, 2), {"frequency_scaling": "log"}, ValueError, "frequency_scaling must be one of 'none', .* got 'log'"),
+        ((32, 2), {"directions": "diagonal"}, ValueError, "directions must be one of .* got 'diagonal'"),
+        ((32, 2), {"rotary_partition": "dims"}, ValueError, "rotary_partition must be one of"),
+        ((32, 2), {"spacing_transform": "exp"}, ValueError, "spacing_transform must be one of"),
+        ((32, 2), {"reference_spacing": 0.0}, ValueError, "reference_spacing must be greater than 0"),
+        ((32, 2), {"reference_spacing": torch.ones(2)}, TypeError, "reference_spacing must be a number"),
+        ((32, 2), {"wavelengths": 3.0}, TypeError, "wavelengths must be a pair"),
+        ((32, 2), {"wavelengths": (9.0, 3.0)}, ValueError, r"\(shortest, longest\); got \(9.0, 3.0\)"),
+        ((32, 2), {"wavelengths": (0.0, 3.0)}, ValueError, "wavelengths must be greater than 0"),
+        ((32, 2), {"wavelengths": (1.0, 3.0), "reference_spacing": 2.0}, ValueError, "reference_spacing must stay 1"),
+        ((2, 1, 3), {"directions": "axial"}, ValueError, "at least one plane per axis"),
+    ],
+)
+def test_embedding_options(
+    arguments: tuple[object, ...], options: dict[str, object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        RotarySpatialEmbedding(*arguments, **options)
+
+
+JAGGED = torch.nested.nested_tensor([torch.randn(2, 32), torch.randn(4, 32)], layout=torch.jagged)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: R(X.numpy(), 1.0, (2, 3)), TypeError, "x must be a torch.Tensor; got ndarray"),
+        (lambda: R(X.long(), 1.0, (2, 3)), TypeError, "x must hold real floating-point numbers; got dtype torch.int64"),
+        (lambda: R(X[0], 1.0, (2, 3)), ValueError, r"\(batch, tokens, dim\) = \(\*, \*, 32\); got \(6, 32\)"),
+        (lambda: R(X[..., :30], 1.0, (2, 3)), ValueError, r"got \(2, 6, 30\)"),
+        (lambda: R(X, 1.0, (2, 3), layout="bnhd"), ValueError, r"head size\) = \(\*, \*, 2, 16\); got \(2, 6, 32\)"),
+        (lambda: R(X, 1.0, (2, 3), layout="nbd"), ValueError, "layout must be one of 'bnd', 'bnhd', 'bhnd'; got 'nbd'"),
+        (lambda: R(X, 1.0), ValueError, "need grid_shape .* got neither"),
+        (lambda: R(X, 1.0, (2, 4)), ValueError, r"got \(2, 4\) with 8 points for 6 tokens"),
+        (lambda: R(X, 1.0, (6,)), ValueError, r"one size for each of 2 spatial_dims; got \(6,\)"),
+        (lambda: R(X, -1.0, (2, 3)), ValueError, "spacing must be greater than 0; got -1.0"),
+        (lambda: R(X, torch.ones(3, 2), (2, 3)), ValueError, "must have the batch size 2; got 3"),
+        (lambda: R(X, coordinates=torch.zeros(5, 2)), ValueError, r"shape \(6, 2\) or \(batch, 6, 2\).* got \(5, 2\)"),
+        (lambda: R(X, coordinates=torch.zeros(3, 6, 2)), ValueError, "must have the batch size 2; got 3"),
+        (lambda: R(X, coordinates=torch.zeros(6, 2).long()), TypeError, "coordinates must hold real floating-point"),
+        (lambda: R(X, coordinates=torch.full((6, 2), NAN)), ValueError, "coordinates must be finite"),
+        (lambda: R(X, coordinates=[[0.0, 0.0]] * 6), TypeError, "coordinates must be a torch.Tensor; got list"),
+        (lambda: R(X, coordinates=Grid(6)), ValueError, r"a grid must have 2 axes.* got shape \(6,\)"),
+        (lambda: R(X, 1.0, coordinates=Grid((2, 3))), ValueError, "give the grid once"),
+        (lambda: R(X, 1.0, coordinates=torch.zeros(6, 2)), ValueError, "coordinates stand alone"),
+        (lambda: R(X, 1.0, (2, 3), num_prefix_tokens=-1), ValueError, "num_prefix_tokens must be at least 0"),
+        (lambda: R(X, 1.0, (2, 3), num_prefix_tokens=7), ValueError, "at most the 6 tokens of x; got 7"),
+        (lambda: R.rotate_pair(X, X[:, :4], 1.0, (2, 3)), ValueError, "same number of tokens .* got 6 and 4"),
+        (lambda: R(JAGGED, 1.0, (2, 3)), TypeError, "nested features need coordinates as a tensor"),
+        (lambda: R(JAGGED, coordinates=torch.zeros(6, 2), num_prefix_tokens=1), ValueError, "no prefix tokens"),
+        (lambda: R(JAGGED, coordinates=torch.zeros(6, 2), layout="bhnd"), ValueError, "ragged dimension 1"),
+        (lambda: RotarySpatialEmbedding(32, 2, 2, rotary_ratio=0.0)(X, 1.0, (9, 9)), ValueError, "81 points"),
+    ],
+)
+def test_embedding_calls(call, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_nested_coordinates_need_the_lengths_of_the_features() -> None:
+    where = torch.nested.nested_tensor([torch.zeros(3, 2), torch.zeros(3, 2)], layout=torch.jagged)
+    with pytest.raises(ValueError, match="sequence lengths"):
+        R(JAGGED, coordinates=where)
+
+
+C, A, B = RoSEMultiHeadCrossAttention(32, 2, 2), RoSEMultiHeadAttention(32, 2, 2), MultiResolutionBlock(32, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: C(X, X[:1], 1.0, (2, 3)), ValueError, "one batch size; got {'q': 2, 'k': 1}"),
+        (lambda: C(X.int(), X, 1.0, (2, 3)), TypeError, "q must hold real floating-point"),
+        (lambda: C(X[0], X, 1.0, (2, 3)), ValueError, "one batch size"),
+        (lambda: C.attend(X, X, X[:, :5], 1.0, (2, 3)), ValueError, r"got v \(2, 5, 32\) for k \(2, 6, 32\)"),
+        (lambda: C.attend(X, X, X[..., :31], 1.0, (2, 3)), ValueError, "divisible by 2 heads"),
+        (lambda: C.attend(X, X, X, 1.0, (2, 3), dropout_p=2.0), ValueError, "dropout_p must lie in"),
+        (lambda: RoSEMultiHeadCrossAttention(32, 2, scale=0.0), ValueError, "scale must be greater than 0"),
+        (
+            lambda: RoSEMultiHeadCrossAttention(32, 2, max_score_bytes=0),
+            ValueError,
+            "max_score_bytes must be at least 1",
+        ),
+        (lambda: RoSEMultiHeadCrossAttention(32, 2, feature_dims=3), TypeError, "feature_dims"),
+        (lambda: A(X[..., :8], 1.0, (2, 3)), ValueError, r"x must be \(batch, tokens, 32\)"),
+        (lambda: A(X, 1.0, (2, 3), context=X[..., :8]), ValueError, r"context must be \(batch, tokens, 32\)"),
+        (lambda: RoSEMultiHeadAttention(32, 2, attn_dropout=1.5), ValueError, "attn_dropout must lie in"),
+        (lambda: B([X], [1.0, 1.0], [(2, 3)]), ValueError, "spacing must be a list with one entry for each of the 1"),
+        (lambda: B([X, X], 1.0, [(2, 3)] * 2), ValueError, "spacing must be a list"),
+        (lambda: B([X], [1.0], [(2, 3)], leading_tokens=True), ValueError, "at least one grid's tokens"),
+        (lambda: B(X, 1.0, (2, 3), leading_tokens=True), ValueError, "needs a list of tensors"),
+        (lambda: B([X, X[:1]], [1.0] * 2, [(2, 3)] * 2), ValueError, r"x\[1\] must be \(batch, tokens, 32\)"),
+        (lambda: B([X.long()], [1.0], [(2, 3)]), TypeError, r"x\[0\] must hold real"),
+        (lambda: MultiResolutionBlock(32, 2, drop_path=1.0), ValueError, "drop_path must be below 1"),
+        (lambda: MultiResolutionBlock(32, 2, mlp_ratio=0.0), ValueError, "mlp_ratio must be greater than 0"),
+    ],
+)
+def test_modules(call, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+COS = torch.ones(6, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: rotate(X.long(), COS, COS), TypeError, "x must hold real"),
+        (lambda: rotate(X, COS.long(), COS), TypeError, "cos must hold real"),
+        (lambda: rotate(X, COS, COS[:5]), ValueError, r"one shape; got \(6, 4\) and \(5, 4\)"),
+        (lambda: rotate(X, torch.ones(17), torch.ones(17)), ValueError, "at most half of x's channels"),
+        (lambda: rotate(X, torch.ones(5, 4), torch.ones(5, 4)), ValueError, r"leading dimensions \(2, 6\); got \(5,\)"),
+        (lambda: rotate(X[0], torch.ones(2, 6, 4), torch.ones(2, 6, 4)), ValueError, "leading dimensions"),
+        (lambda: phases(torch.zeros(6, 3), R.freqs), ValueError, r"coordinates must have shape \(\.\.\., tokens, 2\)"),
+        (lambda: phases(torch.zeros(6, 2), R.freqs[0]), ValueError, "freqs must have shape"),
+        (lambda: phases(torch.zeros(6, 2).long(), R.freqs), TypeError, "coordinates must hold real"),
+        (lambda: cos_sin(torch.zeros(6), torch.bfloat16), ValueError, "dtype must be torch.float32 or torch.float64"),
+        (lambda: cos_sin(torch.zeros(6).long()), TypeError, "angles must hold real"),
+    ],
+)
+def test_functional(call, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
