@@ -1,0 +1,219 @@
+"""Memberships in use: carrying values up and down, labels, chains, usage and borders, against dense matrices."""
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from layer_cases import SHAPES, VARIANTS, make_layer, tokens
+from spatial_grouping_attention import Assignment, AttentionAssignment, ComposedAssignment, Neighbourhood, compose
+from torch.utils import _pytree as pytree
+
+EVERY_VARIANT = tuple(VARIANTS)
+
+
+def one(variant: str, ndim: int = 2, **options: object) -> Assignment:
+    """A float64 assignment with a matrix that is far from uniform."""
+    layer = make_layer(variant, ndim, relative_bias=variant == "sparse", **options).double()
+    with torch.no_grad():
+        layer.to_q.weight.mul_(3)
+    return layer(tokens(SHAPES[ndim]).double(), 0.5, SHAPES[ndim]).assignment
+
+
+def chain(variants: tuple[str, ...] = ("sparse", "deformable", "dense")) -> ComposedAssignment:
+    """Stacked stages, each grouping the groups of the one before."""
+    x, shape, spacing, stages = tokens((9, 14)).double(), (9, 14), (0.5, 0.5), []
+    for i, variant in enumerate(variants):
+        output = make_layer(variant, seed=i).double()(x, spacing, shape)
+        x, shape, spacing = output.x_out, output.out_grid_shape, (0.5, 0.5)
+        stages.append(output.assignment)
+    return compose(stages)
+
+
+ASSIGNMENTS = {
+    **{f"{variant} {ndim}-D": (one, variant, ndim) for variant in EVERY_VARIANT for ndim in (1, 2, 3)},
+    "chain of three": (chain,),
+    "chain of one": (chain, ("sparse",)),
+    "chain of chains": (lambda: compose([compose(chain().stages[:2]), chain().stages[2]]),),
+}
+
+
+@pytest.fixture(params=ASSIGNMENTS)
+def assignment(request: pytest.FixtureRequest) -> Assignment:
+    make, *arguments = ASSIGNMENTS[request.param]
+    return make(*arguments)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+def test_rows_of_the_matrix_sum_to_one(assignment: Assignment) -> None:
+    matrix = assignment.matrix()
+    assert matrix.shape == (2, assignment.num_inputs, assignment.num_groups)
+    assert (matrix >= 0).all()
+    assert_near(matrix.sum(-1), torch.ones(matrix.shape[:2]), 1e-6)
+    assert matrix.amax(-1).mean() > 1.2 / assignment.num_groups, "a uniform matrix would prove nothing"
+
+
+def test_everything_is_the_matrix(assignment: Assignment) -> None:
+    matrix = assignment.matrix()
+    up, down = random(2, assignment.num_groups, 3), random(2, assignment.num_inputs, 3)
+    mass = matrix.sum(1)[..., None]
+    assert_near(assignment.upsample(up), matrix @ up, 1e-6)
+    assert_near(assignment.sum(down), matrix.mT @ down, 1e-6)
+    assert_near(assignment.pool(down), matrix.mT @ down / mass, 1e-6)
+    assert_near(assignment.upsample(torch.ones_like(up)), torch.ones(2, assignment.num_inputs, 3), 1e-6)
+    assert_near(assignment.pool(torch.ones_like(down)), torch.ones_like(up), 1e-6)
+
+
+def test_up_and_down_are_adjoint(assignment: Assignment) -> None:
+    up, down = random(2, assignment.num_groups, 4), random(2, assignment.num_inputs, 4)
+    over_tokens = (assignment.upsample(up) * down).sum()
+    over_groups = (up * assignment.sum(down)).sum()
+    assert_near(over_tokens, over_groups, 1e-6)
+    mass = assignment.sum(torch.ones_like(down))
+    assert_near((up * mass * assignment.pool(down)).sum(), over_tokens, 1e-6)
+
+
+def test_labels_are_the_argmax_of_the_matrix(assignment: Assignment) -> None:
+    labels = assignment.labels()
+    assert labels.dtype == torch.int64
+    matrix = assignment.matrix()
+    # Two groups can be equally likely up to rounding, so the label's share is compared, not its number.
+    assert_near(matrix.gather(-1, labels[..., None]).squeeze(-1), matrix.amax(-1), 1e-6)
+    assert (labels == matrix.argmax(-1)).double().mean() > 0.95
+    assert not labels.requires_grad
+
+
+def test_usage_counts_members(assignment: Assignment) -> None:
+    usage = assignment.usage()
+    matrix = assignment.matrix()
+    assert_near(usage.mass, matrix.sum(1), 1e-5)
+    for sample, labels in enumerate(assignment.labels()):
+        assert usage.unused[sample] == assignment.num_groups - len(labels.unique())
+
+
+def test_boundaries_lie_on_both_sides_of_every_change(assignment: Assignment) -> None:
+    borders = assignment.boundaries()
+    assert borders.dtype == torch.bool
+    assert borders.shape == (2, *assignment.input_shape)
+    for labels, marked in zip(assignment.labels().reshape(borders.shape), borders, strict=True):
+        for index in torch.cartesian_prod(*(torch.arange(n) for n in labels.shape)).reshape(-1, labels.ndim).tolist():
+            differs = False
+            for axis, step in ((a, s) for a in range(labels.ndim) for s in (-1, 1)):
+                other = list(index)
+                other[axis] += step
+                if 0 <= other[axis] < labels.shape[axis]:
+                    differs |= bool(labels[tuple(index)] != labels[tuple(other)])
+            assert bool(marked[tuple(index)]) == differs
+
+
+def test_assignments_are_pytrees(assignment: Assignment) -> None:
+    leaves, structure = pytree.tree_flatten(assignment)
+    assert all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in leaves)
+    again = pytree.tree_unflatten(leaves, structure)
+    assert type(again) is type(assignment)
+    assert torch.equal(again.matrix(), assignment.matrix())
+    detached = pytree.tree_map(lambda leaf: None if leaf is None else leaf.detach(), assignment)
+    assert not detached.upsample(random(2, assignment.num_groups, 1)).requires_grad
+
+
+def test_values_keep_their_dtype_and_get_gradients(assignment: Assignment) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        up = random(2, assignment.num_groups, 2).to(dtype).requires_grad_()
+        down = random(2, assignment.num_inputs, 2).to(dtype).requires_grad_()
+        for values, result in (
+            (up, assignment.upsample(up)),
+            (down, assignment.pool(down)),
+            (down, assignment.sum(down)),
+        ):
+            assert result.dtype == dtype
+            (grad,) = torch.autograd.grad(result.sum(), values)
+            assert grad.dtype == dtype
+            assert grad.abs().max() > 0
+    matrix = assignment.matrix().detach()
+    up = random(2, assignment.num_groups, 2).requires_grad_()
+    weights = random(2, assignment.num_inputs, 2)
+    (grad,) = torch.autograd.grad((assignment.upsample(up) * weights).sum(), up)
+    assert_near(grad, matrix.mT @ weights, 1e-6)
+
+
+def test_bad_values_are_refused(assignment: Assignment) -> None:
+    groups, inputs = assignment.num_groups, assignment.num_inputs
+    for method, name, size in (("upsample", "N_out", groups), ("pool", "N_in", inputs), ("sum", "N_in", inputs)):
+        call = getattr(assignment, method)
+        with pytest.raises(ValueError, match=rf"values must have shape \(B=2, {name}={size}, C\), got \(2, {size}\)"):
+            call(torch.randn(2, size))
+        with pytest.raises(ValueError, match=rf"{name}={size}.* got \(2, {size + 1}, 3\)"):
+            call(torch.randn(2, size + 1, 3))
+        with pytest.raises(ValueError, match=rf"B=2.* got \(3, {size}, 1\)"):
+            call(torch.randn(3, size, 1))
+        with pytest.raises(TypeError, match=r"values must be float.* got torch.int64"):
+            call(torch.ones(2, size, 1, dtype=torch.int64))
+        with pytest.raises(TypeError, match="values must be a torch.Tensor, got list"):
+            call([[1.0]])
+
+
+def test_a_chain_is_the_product_of_its_stages() -> None:
+    composed = chain()
+    first, second, third = (stage.matrix() for stage in composed.stages)
+    assert_near(composed.matrix(), first @ second @ third, 1e-9)
+    assert composed.input_shape == (9, 14)
+    assert composed.output_shape == composed.stages[-1].output_shape
+    values = random(2, composed.num_groups, 2)
+    by_stage = values
+    for stage in reversed(composed.stages):
+        by_stage = stage.upsample(by_stage)
+    assert torch.equal(composed.upsample(values), by_stage)
+
+
+def test_hard_labels_follow_the_most_likely_group_of_every_stage() -> None:
+    composed = chain()
+    first, second, third = (stage.labels() for stage in composed.stages)
+    for sample in range(2):
+        want = [third[sample, second[sample, label]].item() for label in first[sample]]
+        assert composed.hard_labels()[sample].tolist() == want
+
+
+def test_chains_that_do_not_fit_are_refused() -> None:
+    first, second, third = chain().stages
+    with pytest.raises(ValueError, match="at least one assignment, got none"):
+        compose([])
+    with pytest.raises(TypeError, match="compose takes Assignments, got Tensor"):
+        compose([first, torch.ones(2, 2)])
+    with pytest.raises(ValueError, match=r"stage 0 has groups \(5, 7\) for batch 2, stage 1 has tokens \(3, 4\)"):
+        compose([first, third])
+    with pytest.raises(ValueError, match="the groups of each stage must be the tokens of the next"):
+        compose([second, first])
+    halved = pytree.tree_map(lambda leaf: leaf if leaf is None else leaf[:1], second)
+    with pytest.raises(ValueError, match="for batch 2.* for batch 1"):
+        compose([first, halved])
+
+
+def test_averages_of_neglected_groups_are_exact_in_float32() -> None:
+    """Masses of exp(-200) are 0 in float32; what they weigh is not."""
+    neighbourhood = Neighbourhood((6,), (3,), 2, 3, 1, 5)
+    q, k = torch.zeros(1, 2, 3, 2), torch.ones(1, 2, 6, 2)
+    q[:, :, 1] = -150.0
+    assignment = AttentionAssignment(q, k, neighbourhood, 1.0)
+    values = torch.arange(6.0).reshape(1, 6, 1)
+    assert assignment.matrix()[0, :, 1].eq(0).all()
+    assert_near(assignment.pool(values)[0, 1], torch.tensor([2.5]), 1e-5)
+    assert assignment.sum(values)[0, 1].eq(0).all()
+
+
+def test_groups_that_nobody_sees_get_nothing() -> None:
+    neighbourhood = Neighbourhood((4,), (10,), 1, 1, 3, 1)
+    assignment = AttentionAssignment(torch.randn(1, 2, 10, 2), torch.randn(1, 2, 4, 2), neighbourhood, 1.0)
+    unseen = neighbourhood.mask().sum(0) == 0
+    assert unseen.sum() == 6
+    for pooled in (assignment.pool(torch.ones(1, 4, 1)), compose([assignment]).pool(torch.ones(1, 4, 1))):
+        assert torch.equal(pooled[0, :, 0], (~unseen).float())
+    assert assignment.usage().unused.tolist() == [6]
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_the_backend_of_the_layer_is_used(backend: str) -> None:
+    auto, chosen = one("sparse"), one("sparse", backend=backend)
+    values = random(2, auto.num_groups, 2)
+    assert chosen.backend == backend
+    assert_near(chosen.upsample(values), auto.upsample(values), 1e-9)
