@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import validation
 from ..geometry import Neighbourhood
-from . import backends, fused, reference, tiled
+from . import backends, fused, reference, tiled, triton_backend
 from .backends import Backend, Selection
 
 _MODULES: dict[Backend, ModuleType] = {
     Backend.REFERENCE: reference,
     Backend.FUSED: fused,
     Backend.TILED: tiled,
+    Backend.TRITON: triton_backend,
 }
 
 
@@ -55,7 +57,7 @@ def grouping_attention(
         bias: added to the logits: a table (H, *window) read at ``(group - cell(token))/dilation + radius``
             per axis, or one value for every pair, broadcastable to (B, H, N_in, N_out).
         valid: (B, N_in) boolean; false tokens belong to no group.
-        backend: ``"auto"``, ``"reference"``, ``"fused"`` or ``"tiled"``.
+        backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"`` or ``"triton"``.
 
     Returns:
         ``out`` (B, H, N_out, Dv) in v's dtype, 0 for groups that no token sees; and ``lse`` (B, H, N_in),
@@ -171,8 +173,10 @@ def select(
     return backends.select(backends.Problem.of(q, neighbourhood, bias), backend)
 
 
-def _as_given(q: Tensor) -> torch.autocast:
+def _as_given(q: Tensor) -> AbstractContextManager[Any]:
     """Autocast has chosen the operands' dtype by now; inside, sums must stay in float32."""
+    if not torch.is_autocast_enabled(q.device.type):
+        return nullcontext()
     return torch.autocast(q.device.type, enabled=False)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import validation
 from ..geometry import Neighbourhood
-from . import flash
+from . import flash, triton_backend
 from .reference import is_table
 
 
@@ -21,6 +21,7 @@ class Backend(str, Enum):
     REFERENCE = "reference"
     FUSED = "fused"
     TILED = "tiled"
+    TRITON = "triton"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Problem:
 
     device: torch.device
     dtype: torch.dtype
+    head_size: int
     neighbourhood: Neighbourhood | None
     bias: str | None
     """``None``, ``"table"`` or ``"full"``."""
@@ -37,7 +39,7 @@ class Problem:
     def of(cls, q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None) -> Problem:
         """Describe a call with validated arguments."""
         kind = None if bias is None else "table" if is_table(bias, neighbourhood) else "full"
-        return cls(q.device, q.dtype, neighbourhood, kind)
+        return cls(q.device, q.dtype, q.shape[-1], neighbourhood, kind)
 
     @property
     def dense(self) -> bool:
@@ -64,6 +66,8 @@ class Selection:
 def refusals(backend: Backend, problem: Problem) -> list[str]:
     """Every reason why a backend cannot serve a call; empty where it can."""
     reasons = []
+    if backend is not Backend.REFERENCE and torch.onnx.is_in_onnx_export():
+        reasons.append("ONNX has standard operators only, and reference alone is made of those")
     if backend is Backend.FUSED:
         reasons += flash.refusals(problem.device, problem.dtype)
         if not problem.dense:
@@ -75,14 +79,19 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
             reasons.append("tiled is windowed: it needs a neighbourhood")
         if problem.bias == "full":
             reasons.append("tiled takes a bias per window offset only, got one for every pair")
+    if backend is Backend.TRITON:
+        reasons += triton_backend.refusals(
+            problem.device, problem.dtype, problem.head_size, problem.neighbourhood, problem.bias
+        )
     return reasons
 
 
 def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selection:
     """Choose the backend of a call.
 
-    "auto" takes ``fused`` where every token sees every group, ``tiled`` where a window is given, and ``reference``
-    where neither can serve (a bias for every pair is as large as the matrix that ``reference`` makes).
+    "auto" takes ``fused`` where every token sees every group; where a window is given ``triton`` on a GPU, if it can
+    serve, and else ``tiled``; and ``reference`` where none can serve (a bias for every pair is as large as the
+    matrix that ``reference`` makes).
 
     Raises:
         ValueError: the name is unknown, or the requested backend cannot serve; every reason is listed.
@@ -97,6 +106,8 @@ def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selecti
         return Selection(requested, "requested", cannot)
     if not cannot[Backend.FUSED]:
         return Selection(Backend.FUSED, "every token sees every group", cannot)
+    if problem.device.type == "cuda" and not cannot[Backend.TRITON]:
+        return Selection(Backend.TRITON, "the window hides some groups from some tokens, on a GPU", cannot)
     if not cannot[Backend.TILED]:
         return Selection(Backend.TILED, "the window hides some groups from some tokens", cannot)
     return Selection(Backend.REFERENCE, "no other backend can serve", cannot)

@@ -44,7 +44,8 @@ def group_products(
     delta,
     grad_strides,
     out_strides,
-    mass_strides,
+    grad_mass_strides,
+    delta_strides,
     heads,
     rows,
     C: tl.constexpr,
@@ -60,8 +61,8 @@ def group_products(
     g = load_rows(row_offsets(grad, batch, head, grad_strides), row, grad_strides, there, C, BLOCK_C, WIDE)
     o = load_rows(row_offsets(out, batch, head, out_strides), row, out_strides, there, C, BLOCK_C, WIDE)
     product = tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)
-    product -= load_scalars(grad_mass, batch, head, row, mass_strides, there)
-    tl.store(delta + (batch.to(tl.int64) * heads + head) * rows + row, product, mask=there)
+    product -= load_scalars(grad_mass, batch, head, row, grad_mass_strides, there)
+    tl.store(row_offsets(delta, batch, head, delta_strides) + row * delta_strides[2], product, mask=there)
 
 
 @triton.jit
@@ -86,7 +87,8 @@ def token_backward(
     y_strides,
     valid_strides,
     lse_strides,
-    mass_strides,
+    log_mass_strides,
+    delta_strides,
     out_strides,
     grad_lse_strides,
     dk_strides,
@@ -145,9 +147,7 @@ def token_backward(
     normaliser = load_scalars(lse, batch, head, token, lse_strides, exists)
     token_delta = tl.zeros((TILE[0] * TILE[1] * TILE[2],), tl.float32)
     if not POOL:
-        out_tile = load_rows(
-            row_offsets(out, batch, head, out_strides), token, out_strides, exists, C, BLOCK_C, WIDE
-        )
+        out_tile = load_rows(row_offsets(out, batch, head, out_strides), token, out_strides, exists, C, BLOCK_C, WIDE)
         token_delta = tl.sum(x_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
         token_delta -= load_scalars(grad_lse, batch, head, token, grad_lse_strides, exists)
     x_tile = x_tile.to(PRODUCT)
@@ -156,7 +156,7 @@ def token_backward(
     expected_q = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_D), tl.float32)
     dx_tile = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_C), tl.float32)
     received = tl.zeros((TILE[0] * TILE[1] * TILE[2],), tl.float32)
-    for chunk in range(0, (BOX[0] * BOX[1] * BOX[2] + BLOCK - 1) // BLOCK):
+    for chunk in range((BOX[0] * BOX[1] * BOX[2] + BLOCK - 1) // BLOCK):
         slot = chunk * BLOCK + tl.arange(0, BLOCK)
         b0, b1, b2 = unravel(slot, BOX[1], BOX[2], AXES)
         j0 = box0 + b0
@@ -175,11 +175,12 @@ def token_backward(
         scores = tl.where(visible, scores - normaliser[:, None], -float("inf"))
         products = tl.dot(x_tile, tl.trans(y_tile), input_precision="ieee")
         if POOL:
-            mass = load_scalars(log_mass, batch, head, group, mass_strides, there)
+            mass = load_scalars(log_mass, batch, head, group, log_mass_strides, there)
             # An empty group has no members to send anything to.
             mass = tl.where(mass == -float("inf"), float("inf"), mass)
             weights = tl.exp(scores - mass[None, :])
-            dscores = weights * (products - load_scalars(delta, batch, head, group, mass_strides, there)[None, :])
+            group_delta = load_scalars(delta, batch, head, group, delta_strides, there)
+            dscores = weights * (products - group_delta[None, :])
             received += tl.sum(dscores, 1)
             dx_tile = tl.dot(weights.to(PRODUCT), y_tile, dx_tile, input_precision="ieee")
             if OWN_LSE:
@@ -193,17 +194,13 @@ def token_backward(
         if OWN_LSE:
             token_delta += load_scalars(grad_lse, batch, head, token, grad_lse_strides, exists)
             dk_tile += token_delta[:, None] * expected_q
-        store_rows(
-            row_offsets(dx, batch, head, dx_strides), token, dx_strides, exists, dx_tile, C, BLOCK_C, WIDE
-        )
+        store_rows(row_offsets(dx, batch, head, dx_strides), token, dx_strides, exists, dx_tile, C, BLOCK_C, WIDE)
     tl.store(
         row_offsets(per_token, batch, head, per_token_strides) + token * per_token_strides[2],
         token_delta,
         mask=exists,
     )
-    store_rows(
-        row_offsets(dk, batch, head, dk_strides), token, dk_strides, exists, dk_tile * scale, D, BLOCK_D, WIDE
-    )
+    store_rows(row_offsets(dk, batch, head, dk_strides), token, dk_strides, exists, dk_tile * scale, D, BLOCK_D, WIDE)
 
 
 @triton.jit
@@ -227,7 +224,8 @@ def group_backward(
     y_strides,
     valid_strides,
     lse_strides,
-    mass_strides,
+    log_mass_strides,
+    delta_strides,
     per_token_strides,
     dq_strides,
     dy_strides,
@@ -283,13 +281,13 @@ def group_backward(
     mass = tl.zeros((TILE[0] * TILE[1] * TILE[2],), tl.float32)
     group_delta = tl.zeros((TILE[0] * TILE[1] * TILE[2],), tl.float32)
     if POOL:
-        mass = load_scalars(log_mass, batch, head, group, mass_strides, there)
+        mass = load_scalars(log_mass, batch, head, group, log_mass_strides, there)
         mass = tl.where(mass == -float("inf"), float("inf"), mass)
-        group_delta = load_scalars(delta, batch, head, group, mass_strides, there)
+        group_delta = load_scalars(delta, batch, head, group, delta_strides, there)
     dq_tile = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_D), tl.float32)
     dy_tile = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_C), tl.float32)
     table = tl.zeros((BLOCK_W,), tl.float32)
-    for chunk in range(0, (extent0 * extent1 * extent2 + BLOCK - 1) // BLOCK):
+    for chunk in range((extent0 * extent1 * extent2 + BLOCK - 1) // BLOCK):
         slot = chunk * BLOCK + tl.arange(0, BLOCK)
         b0, b1, b2 = unravel(slot, extent1, extent2, AXES)
         token, exists, c0, c1, c2 = tokens_at(
@@ -321,17 +319,13 @@ def group_backward(
         dq_tile = tl.dot(dscores.to(PRODUCT), k_tile, dq_tile, input_precision="ieee")
         if bias is not None:
             # Pairs that are not visible have dscores 0, so it does not matter which entry they name.
-            for w in range(0, WINDOW):
+            for w in range(WINDOW):
                 share = tl.sum(tl.where(entry == w, dscores, 0.0))
                 table += tl.where(tl.arange(0, BLOCK_W) == w, share, 0.0)
 
-    store_rows(
-        row_offsets(dq, batch, head, dq_strides), group, dq_strides, there, dq_tile * scale, D, BLOCK_D, WIDE
-    )
+    store_rows(row_offsets(dq, batch, head, dq_strides), group, dq_strides, there, dq_tile * scale, D, BLOCK_D, WIDE)
     if not POOL:
-        store_rows(
-            row_offsets(dy, batch, head, dy_strides), group, dy_strides, there, dy_tile, C, BLOCK_C, WIDE
-        )
+        store_rows(row_offsets(dy, batch, head, dy_strides), group, dy_strides, there, dy_tile, C, BLOCK_C, WIDE)
     if bias is not None:
         entries = tl.arange(0, BLOCK_W)
         row = batch.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)

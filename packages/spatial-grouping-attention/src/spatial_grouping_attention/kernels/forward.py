@@ -94,7 +94,7 @@ def token_forward(
     highest = tl.full((TILE[0] * TILE[1] * TILE[2],), LOWEST, tl.float32)
     total = tl.zeros((TILE[0] * TILE[1] * TILE[2],), tl.float32)
     mixed = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_C), tl.float32)
-    for chunk in range(0, (BOX[0] * BOX[1] * BOX[2] + BLOCK - 1) // BLOCK):
+    for chunk in range((BOX[0] * BOX[1] * BOX[2] + BLOCK - 1) // BLOCK):
         slot = chunk * BLOCK + tl.arange(0, BLOCK)
         b0, b1, b2 = unravel(slot, BOX[1], BOX[2], AXES)
         j0 = box0 + b0
@@ -128,9 +128,7 @@ def token_forward(
     tl.store(row_offsets(lse, batch, head, lse_strides) + token * lse_strides[2], normaliser, mask=exists)
     if u is not None:
         mixed = tl.where(takes_part[:, None], mixed / total[:, None], 0.0)
-        store_rows(
-            row_offsets(out, batch, head, out_strides), token, out_strides, exists, mixed, C, BLOCK_C, WIDE
-        )
+        store_rows(row_offsets(out, batch, head, out_strides), token, out_strides, exists, mixed, C, BLOCK_C, WIDE)
 
 
 @triton.jit
@@ -148,7 +146,7 @@ def group_forward(
     v_strides,
     valid_strides,
     lse_strides,
-    mass_strides,
+    log_mass_strides,
     out_strides,
     scale,
     heads,
@@ -197,7 +195,7 @@ def group_forward(
     highest = tl.full((TILE[0] * TILE[1] * TILE[2],), LOWEST, tl.float32)
     total = tl.zeros((TILE[0] * TILE[1] * TILE[2],), tl.float32)
     summed = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_C), tl.float32)
-    for chunk in range(0, (extent0 * extent1 * extent2 + BLOCK - 1) // BLOCK):
+    for chunk in range((extent0 * extent1 * extent2 + BLOCK - 1) // BLOCK):
         slot = chunk * BLOCK + tl.arange(0, BLOCK)
         b0, b1, b2 = unravel(slot, extent1, extent2, AXES)
         token, exists, c0, c1, c2 = tokens_at(
@@ -225,7 +223,7 @@ def group_forward(
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     mass = tl.where(empty, -float("inf"), highest + tl.log(total))
-    tl.store(row_offsets(log_mass, batch, head, mass_strides) + group * mass_strides[2], mass, mask=there)
+    tl.store(row_offsets(log_mass, batch, head, log_mass_strides) + group * log_mass_strides[2], mass, mask=there)
     store_rows(
         row_offsets(out, batch, head, out_strides),
         group,

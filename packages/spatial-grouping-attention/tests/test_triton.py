@@ -1,0 +1,430 @@
+"""The Triton kernels against the definition of grouping, forward and in every gradient.
+
+Every check runs in two places: in triton's interpreter on a CPU (mark ``triton``, TRITON_INTERPRET=1 in the
+environment) on shapes as small as the features allow, and on a GPU (mark ``gpu``), there also in half types and on
+grids of many tiles.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from grouping_cases import (
+    Case,
+    assert_near,
+    gradients,
+    make_case,
+    natural_sizes,
+    neighbourhoods,
+    oracle_assign,
+    oracle_group,
+    oracle_pool,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spatial_grouping_attention import Neighbourhood, functional
+from spatial_grouping_attention.functional import triton_backend
+from torch import Tensor
+from torch.library import opcheck
+
+INTERPRETER = pytest.param("cpu", marks=pytest.mark.triton)
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+everywhere = pytest.mark.parametrize("device", [INTERPRETER, GPU])
+on_gpu = pytest.mark.parametrize("device", [GPU])
+in_interpreter = pytest.mark.parametrize("device", [INTERPRETER])
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+OPERATORS = ("assign", "pool", "group")
+
+
+def moved(case: Case, device: str) -> Case:
+    tensors = {name: x.to(device) for name, x in vars(case).items() if isinstance(x, Tensor)}
+    return replace(case, **tensors)
+
+
+def call(operator: str, case: Case, backend: str = "triton") -> tuple[Tensor, ...]:
+    if operator == "assign":
+        return functional.assign(case.q, case.k, case.u, case.neighbourhood, backend=backend, **case.options)
+    if operator == "pool":
+        arguments = (case.q, case.k, case.v, case.lse, case.neighbourhood)
+        return (functional.pool(*arguments, backend=backend, **case.options),)
+    return tuple(functional.group(case.q, case.k, case.v, case.neighbourhood, backend=backend, **case.options))
+
+
+def oracle(operator: str, case: Case) -> tuple[Tensor, ...]:
+    return {"assign": oracle_assign, "pool": lambda c: oracle_pool(c)[:1], "group": oracle_group}[operator](case)
+
+
+def check(
+    case: Case,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    operators: tuple[str, ...] = OPERATORS,
+    slack: float = 1.0,
+) -> None:
+    """Operators and all their gradients agree with the oracle on the very numbers of ``dtype``."""
+    case = case.to(dtype)
+    exact = case.to(torch.float64)
+    sizes, tolerance = natural_sizes(exact), TOLERANCE[dtype] * slack
+    for operator in operators:
+        leaves, exact_leaves = moved(case, device).leaves(), exact.leaves()
+        got = call(operator, moved(case, device).with_leaves(leaves))
+        want = oracle(operator, exact.with_leaves(exact_leaves))
+        for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+            assert mine.dtype == (dtype if i == 0 else torch.float32)
+            size = sizes["out" if i == 0 else "log"]
+            assert_near(mine.cpu(), theirs, tolerance, f"{operator} result {i}", size=size)
+        got_grads = gradients(tuple(x.cpu() for x in got), leaves)
+        for name, want_grad in gradients(want, exact_leaves).items():
+            assert got_grads[name].dtype == dtype or name == "lse"
+            what = f"{operator} gradient to {name}"
+            assert_near(got_grads[name].cpu(), want_grad, tolerance, what, size=sizes[name])
+
+
+FEATURES = {
+    "1-D": (Neighbourhood((21,), (11,), 2, 3, 1, 3), {"head_size": 16, "value_size": 16}),
+    "1-D, odd sizes, bias, mask": (
+        Neighbourhood((37,), (19,), 2, 3, 1, 5),
+        {"head_size": 5, "value_size": 19, "bias": "table", "valid": "some", "batch": 2, "heads": 2, "scale": 0.7},
+    ),
+    "1-D, dilated, border blocks, bias": (Neighbourhood((29,), (8,), 3, 7, 0, 3, 2), {"bias": "table"}),
+    "1-D, more phases than groups": (Neighbourhood((9,), (3,), 3, 3, 0, 5, 4), {"bias": "table"}),
+    "1-D, stride 1, window of everything": (Neighbourhood((7,), (7,), 1, 1, 0, 15), {}),
+    "1-D, stride larger than kernel": (Neighbourhood((41,), (5,), 9, 2, 0, 3), {"head_size": 24}),
+    "1-D, groups beyond the input": (Neighbourhood((4,), (8,), 2, 2, 6, 3), {"valid": "some"}),
+    "2-D": (Neighbourhood((10, 12), (5, 6), 2, 3, 1, 3), {"bias": "table", "valid": "some"}),
+    "2-D, dilated and anisotropic": (
+        Neighbourhood((9, 13), (3, 3), (2, 3), (4, 7), (0, 1), (3, 5), (2, 1)),
+        {"bias": "table"},
+    ),
+    "3-D": (Neighbourhood((4, 5, 6), (2, 3, 3), 2, 3, 1, 3), {"bias": "table", "valid": "some"}),
+    "3-D, several steps of groups": (Neighbourhood((1, 5, 9), (1, 5, 9), 1, 1, 0, 9), {}),
+    "nobody is valid in one sample": (
+        Neighbourhood((9,), (5,), 2, 3, 1, 3),
+        {"valid": "none in one sample", "batch": 2},
+    ),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features(feature: str, device: str) -> None:
+    neighbourhood, options = FEATURES[feature]
+    check(make_case(neighbourhood, **{"batch": 1, "heads": 1, **options}), device)
+
+
+@pytest.mark.parametrize(
+    ("device", "examples"),
+    [pytest.param("cpu", 25, marks=pytest.mark.triton), pytest.param("cuda", 200, marks=pytest.mark.gpu)],
+)
+def test_any_geometry(device: str, examples: int) -> None:
+    @settings(max_examples=examples, database=None)
+    @given(neighbourhoods(), st.sampled_from((None, "some")), st.integers(0, 2**16))
+    def law(neighbourhood: Neighbourhood, valid: str | None, seed: int) -> None:
+        case = make_case(neighbourhood, batch=1, heads=1, bias="table", valid=valid, seed=seed)
+        check(case, device, operators=("assign", "group"))
+
+    law()
+
+
+@everywhere
+def test_large_logits_starve_groups_but_averages_stay_exact(device: str) -> None:
+    """Memberships of starved groups are as small as exp(-300), far below what float32 can hold."""
+    case = make_case(Neighbourhood((17,), (9,), 2, 3, 1, 3), batch=1, heads=1, strength=30.0)
+    check(case, device, slack=30.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@everywhere
+def test_half_types(dtype: torch.dtype, device: str) -> None:
+    case = make_case(Neighbourhood((11,), (6,), 2, 3, 1, 3), batch=1, heads=2, bias="table", head_size=16)
+    check(case, device, dtype)
+
+
+@everywhere
+def test_values_of_many_channels_are_worked_through_in_slices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "MOST_CHANNELS", 8)
+    check(make_case(Neighbourhood((9,), (5,), 2, 3, 1, 3), batch=1, heads=1, value_size=19), device)
+
+
+@everywhere
+def test_operands_may_lie_in_memory_in_any_way(device: str) -> None:
+    """Views are read where they are, and results come in the order of tokens and heads that the operands have."""
+    case = make_case(Neighbourhood((13,), (7,), 2, 3, 1, 3), bias="table").to(torch.float32)
+    case = moved(case, device)
+
+    def token_major(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def every_other_channel(x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, dim=-1)[..., ::2]
+
+    def turned(x: Tensor) -> Tensor:
+        return x.mT.contiguous().mT
+
+    want = {operator: call(operator, case) for operator in OPERATORS}
+    strided = replace(
+        case,
+        q=token_major(case.q),
+        k=every_other_channel(case.k),
+        v=token_major(case.v),
+        u=turned(case.u),
+        lse=turned(case.lse),
+        bias=case.bias.flip(1).flip(1).transpose(0, 1).contiguous().transpose(0, 1),
+        valid=torch.ones_like(case.lse[:, :1, :].bool()).expand(-1, 2, -1)[:, 0],
+    )
+    for operator in OPERATORS:
+        leaves, plain_leaves = strided.leaves(), case.leaves()
+        # A leaf must keep the layout of its view.
+        leaves = {name: getattr(strided, name).detach().requires_grad_() for name in leaves}
+        got = call(operator, strided.with_leaves(leaves))
+        for mine, theirs in zip(got, want[operator], strict=True):
+            assert_near(mine.cpu(), theirs.cpu(), 1e-6, operator)
+        mine = gradients(tuple(x.cpu() for x in got), leaves)
+        theirs = gradients(tuple(x.cpu() for x in call(operator, case.with_leaves(plain_leaves))), plain_leaves)
+        for name, grad in mine.items():
+            assert_near(grad.cpu(), theirs[name].cpu(), 1e-5, f"{operator} gradient to {name}")
+    pooled = call("group", strided)[0]
+    assert pooled.transpose(1, 2).is_contiguous()
+
+
+@in_interpreter
+@pytest.mark.parametrize(("tile", "rows"), [((1, 8, 8), 64), ((1, 8, 16), 16), ((1, 2, 8), 16), ((1, 16, 4), 32)])
+def test_cutting_the_work_changes_nothing(
+    tile: tuple[int, int, int], rows: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of a GPU's candidates, and tiles that neither divide nor are divided by the stride."""
+    from spatial_grouping_attention.kernels import plan
+
+    monkeypatch.setitem(plan.INTERPRETED_TILES, 2, tile)
+    monkeypatch.setattr(plan, "INTERPRETED_ROWS", rows)
+    case = make_case(Neighbourhood((13, 11), (5, 6), (3, 2), 3, 1, 3), batch=1, heads=1, bias="table")
+    check(case, device, operators=("assign", "group"))
+
+
+@pytest.mark.triton
+def test_a_class_of_calls_is_timed_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spatial_grouping_attention.kernels import plan
+
+    quick, slow, too_large = (plan.Plan((1, 1, n), 16, 4, 1) for n in (64, 128, 256))
+    durations = {quick: 1.0, slow: 2.0, too_large: float("inf")}
+    timed: list[plan.Plan] = []
+    launched: list[plan.Plan] = []
+
+    def time(run: object, candidate: plan.Plan) -> float:
+        timed.append(candidate)
+        return durations[candidate]
+
+    monkeypatch.setattr(plan, "_time", time)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for _ in range(2):
+        plan.choose("a class", [slow, too_large, quick], launched.append)
+    assert timed == [slow, too_large, quick]
+    assert launched == [quick, quick]
+    # While a graph is captured nothing may be tried out, and nothing is remembered.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    plan.choose("another", [slow, quick], launched.append)
+    assert launched[-1] == slow
+    assert len(timed) == 3
+
+
+LARGER = {
+    "1-D": Neighbourhood((1003,), (502,), 2, 3, 1, 5),
+    "1-D dilated": Neighbourhood((997,), (997,), 1, 1, 0, 3, 4),
+    "2-D": Neighbourhood((61, 67), (31, 34), 2, 3, 1, 3),
+    "2-D stride 4": Neighbourhood((61, 67), (16, 17), 4, 7, 3, 3),
+    "2-D anisotropic": Neighbourhood((40, 63), (40, 16), (1, 4), (3, 7), (1, 3), (5, 3), (2, 1)),
+    "3-D": Neighbourhood((12, 19, 21), (12, 10, 11), (1, 2, 2), (3, 5, 5), (1, 2, 2), 3),
+    "3-D wide": Neighbourhood((9, 14, 16), (9, 7, 8), (1, 2, 2), 3, 1, 9),
+}
+
+
+@on_gpu
+@pytest.mark.parametrize("head_size", [16, 24, 32, 64, 80, 128])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_head_sizes(dtype: torch.dtype, head_size: int, device: str) -> None:
+    case = make_case(LARGER["2-D"], batch=1, head_size=head_size, value_size=head_size, bias="table", valid="some")
+    check(case, device, dtype)
+
+
+@on_gpu
+@pytest.mark.parametrize("geometry", LARGER)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_larger_grids(dtype: torch.dtype, geometry: str, device: str) -> None:
+    check(make_case(LARGER[geometry], batch=1, heads=3, bias="table", valid="some", head_size=32), device, dtype)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_results_do_not_depend_on_the_order_of_programs(dtype: torch.dtype, device: str) -> None:
+    case = moved(make_case(LARGER["2-D"], bias="table", head_size=32).to(dtype), device)
+    runs = []
+    for _ in range(3):
+        leaves = case.leaves()
+        got = call("group", case.with_leaves(leaves))
+        runs.append([*got, *gradients(tuple(x.cpu() for x in got), leaves).values()])
+    for first, other in zip(runs[0] * 2, runs[1] + runs[2], strict=True):
+        assert torch.equal(first, other)
+
+
+@on_gpu
+def test_memory_is_linear_in_tokens(device: str) -> None:
+    """Neither logits nor anything else of tokens times window is allocated: gradients and normalisers only."""
+    neighbourhood = Neighbourhood((256, 256), (128, 128), 2, 3, 1, 9)
+    shape = (1, 4, neighbourhood.num_inputs, 32)
+    q = torch.randn(1, 4, neighbourhood.num_groups, 32, device=device, requires_grad=True)
+    k, v = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
+    for _ in range(2):  # the first call of a class tries its candidates
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out, _ = functional.grouping_attention(q, k, v, neighbourhood, backend="triton")
+        torch.autograd.grad(out.sum(), (q, k, v))
+        used = torch.cuda.max_memory_allocated() - before
+    assert used < 4 * k.numel() * k.element_size()
+
+
+OPERANDS = make_case(
+    Neighbourhood((20,), (10,), 2, 3, 1, 3), batch=1, heads=2, bias="table", valid="some", head_size=4, value_size=3
+).to(torch.float32)
+
+
+@everywhere
+def test_operators_keep_their_contract_with_torch(device: str) -> None:
+    """Schema, registration of autograd, and fake tensors with the shapes, dtypes and strides of real ones."""
+    case = moved(OPERANDS, device)
+    case = case.with_leaves(case.leaves())
+    integers, scale = case.neighbourhood.integers(), 0.5
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    v = case.v.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    for arguments in (
+        (case.q, case.k, v, None, case.bias, case.valid, integers, scale),
+        (case.q, case.k, case.v, case.lse, None, None, integers, scale),
+    ):
+        opcheck(triton_backend._pool, arguments, test_utils=checks)
+    opcheck(triton_backend._assign, (case.q, case.k, case.u, case.bias, case.valid, integers, scale), test_utils=checks)
+
+
+@everywhere
+def test_backward_operators_keep_their_contract_with_torch(device: str) -> None:
+    case = moved(OPERANDS, device)
+    q, k, v, u, bias, valid = case.q, case.k, case.v, case.u, case.bias, case.valid
+    integers, scale = case.neighbourhood.integers(), 0.5
+    out, log_mass, lse = triton_backend._pool(q, k, v, None, bias, valid, integers, scale)
+    checks = ("test_schema", "test_faketensor")
+    for grad_lse in (None, torch.randn_like(lse)):
+        arguments = (q, k, v, bias, valid, integers, scale, out, lse, log_mass)
+        grads = (torch.randn_like(out), grad_lse, torch.randn_like(log_mass))
+        opcheck(triton_backend._pool_backward, (*arguments, *grads), test_utils=checks)
+    up, lse = triton_backend._assign(q, k, u, bias, valid, integers, scale)
+    arguments = (q, k, u, bias, valid, integers, scale, up, lse, torch.randn_like(up), torch.randn_like(lse))
+    opcheck(triton_backend._assign_backward, arguments, test_utils=checks)
+
+
+def step(case: Case) -> tuple[Tensor, ...]:
+    """A grouping, its values carried back up, and a number to differentiate."""
+    options = {"bias": case.bias, "valid": case.valid, "backend": "triton"}
+    out, lse = functional.grouping_attention(case.q, case.k, case.v, case.neighbourhood, **options)
+    up, _ = functional.assign(case.q, case.k, out, case.neighbourhood, **options)
+    return out, up, out.square().sum() + up.square().sum() + lse.masked_fill(lse.isinf(), 0.0).sum()
+
+
+# aot_eager traces forward and backward as Inductor does, and needs no compiler.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated
+@pytest.mark.parametrize(
+    ("device", "compiler"),
+    [
+        pytest.param("cpu", "aot_eager", marks=pytest.mark.triton),
+        pytest.param("cuda", "inductor", marks=pytest.mark.gpu),
+    ],
+)
+def test_compiled_whole_is_the_same_forward_and_backward(device: str, compiler: str) -> None:
+    case = moved(OPERANDS, device)
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend=compiler)):
+        leaves = case.leaves()
+        out, up, total = function(case.with_leaves(leaves))
+        total.backward()
+        results.append((out, up, *(leaves[name].grad for name in ("q", "k", "v", "bias"))))
+    for i, (eager, compiled) in enumerate(zip(*results, strict=True)):
+        assert_near(compiled.cpu(), eager.cpu(), 1e-5, f"result {i}")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@everywhere
+def test_exported_with_any_batch_size(device: str) -> None:
+    class Grouping(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return functional.grouping_attention(q, k, v, OPERANDS.neighbourhood, backend="triton")[0]
+
+    def operands(batch: int) -> tuple[Tensor, ...]:
+        case = make_case(OPERANDS.neighbourhood, batch=batch, heads=1, head_size=4, value_size=3).to(torch.float32)
+        case = moved(case, device)
+        return case.q, case.k, case.v
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(Grouping(), operands(2), dynamic_shapes=({0: batch},) * 3)
+    assert_near(program.module()(*operands(3)).cpu(), Grouping()(*operands(3)).cpu(), 1e-6)
+
+
+def refusals(**changes: object) -> list[str]:
+    arguments = {
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "head_size": 32,
+        "neighbourhood": OPERANDS.neighbourhood,
+        "bias": None,
+    }
+    return triton_backend.refusals(**(arguments | changes))
+
+
+@pytest.mark.triton
+def test_what_cannot_be_served_is_refused_with_every_reason() -> None:
+    assert refusals() == []
+    assert refusals(bias="table", dtype=torch.bfloat16, head_size=128) == []
+    four_axes = Neighbourhood((2, 2, 2, 2), (1, 1, 1, 1), 2, 2, 0, 1)
+    every = refusals(
+        device=torch.device("meta"), dtype=torch.float64, head_size=129, neighbourhood=four_axes, bias="full"
+    )
+    for reason, words in zip(every, ("meta", "float64", "129", "4", "every pair"), strict=True):
+        assert words in reason
+    case = OPERANDS.to(torch.float64)
+    with pytest.raises(ValueError, match=r"backend='triton' cannot serve this call:\n  - .*float64"):
+        call("group", case)
+    with pytest.raises(ValueError, match="needs a neighbourhood"):
+        functional.assign(OPERANDS.q, OPERANDS.k, OPERANDS.u, backend="triton")
+
+
+@pytest.mark.triton
+def test_the_interpreter_is_never_chosen_unasked() -> None:
+    selection = functional.select(OPERANDS.q, OPERANDS.neighbourhood)
+    assert selection.backend == functional.Backend.TILED
+    assert functional.select(OPERANDS.q, OPERANDS.neighbourhood, backend="triton").backend == "triton"
+
+
+@on_gpu
+def test_windows_on_a_gpu_are_served_by_kernels_unasked(device: str) -> None:
+    selection = functional.select(OPERANDS.q.to(device), OPERANDS.neighbourhood)
+    assert selection.backend == functional.Backend.TRITON
+    assert functional.select(OPERANDS.q.double().to(device), OPERANDS.neighbourhood).backend == "tiled"
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("interpreter", ["0", "1"])
+def test_importing_the_package_and_asking_does_not_import_triton(interpreter: str) -> None:
+    code = """
+import sys, torch
+import spatial_grouping_attention as sga
+neighbourhood = sga.Neighbourhood((4,), (2,), 2, 3, 1, 3)
+print(sga.functional.select(torch.randn(1, 1, 2, 4), neighbourhood))
+assert not any(name.split(".")[0] == "triton" for name in sys.modules)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": interpreter}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    ).stdout
+    assert ("triton needs tensors on cuda" in answer) == (interpreter == "0")
