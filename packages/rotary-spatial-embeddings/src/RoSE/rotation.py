@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of x per piece where scratch space is needed. Large enough that the work outweighs the call, small
-# against any tensor for which memory matters.
-_PIECE = 1 << 18
+# Where scratch space is needed, x is walked in this many pieces: enough that a few of them are small beside x, few
+# enough that starting operations costs nothing beside doing them (threads meet at the end of every one).
+_PIECES = 8
+# Below this many elements x is not worth cutting.
+_SMALL = 1 << 16
 
 
 def work_dtype(*tensors: Tensor) -> torch.dtype:
@@ -142,7 +144,9 @@ def _reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tu
     a, b = pair_views(x, cos.shape[-1], interleaved)
     g, h = pair_views(grad, cos.shape[-1], interleaved)
     a, b, g, h = a.to(dtype), b.to(dtype), g.to(dtype), h.to(dtype)
-    return (g * a + h * b).sum_to_size(cos.shape).to(cos.dtype), (h * a - g * b).sum_to_size(cos.shape).to(cos.dtype)
+    grad_cos = torch.addcmul(g * a, h, b).sum_to_size(cos.shape)
+    grad_sin = torch.addcmul(h * a, g, b, value=-1).sum_to_size(cos.shape)
+    return grad_cos.to(cos.dtype), grad_sin.to(cos.dtype)
 
 
 def _reduce_blocks(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -178,7 +182,7 @@ def _pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return
     dim = max(range(x.dim() - 1), key=lambda d: x.shape[d])
     length = x.shape[dim]
-    step = max(1, _PIECE * length // x.numel())
+    step = length if x.numel() <= _SMALL else -(-length // _PIECES)
     for start in range(0, length, step):
         size = min(step, length - start)
         yield tuple(t if t.shape[dim] == 1 else t.narrow(dim, start, size) for t in tensors)
