@@ -36,7 +36,8 @@ def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, 
         if step * fastest > math.pi and grid.shape[axis] > 1:
             return (
                 f"spacing {step:g} along axis {axis} is more than half the shortest wavelength "
-                f"({2 * math.pi / fastest:g}), so the fastest planes alias; set reference_spacing (now "
-                f"{reference_spacing[axis]:g}) to the finest spacing of your data, or give longer wavelengths"
+                f"({2 * math.pi / fastest:g}), so the fastest planes alias; raise reference_spacing (now "
+                f"{reference_spacing[axis]:g}) to {reference_spacing[axis] * step * fastest / math.pi:.3g} or more, "
+                "or give longer wavelengths"
             )
     return None
