@@ -149,7 +149,7 @@ def test_bad_values_are_refused(assignment: Assignment) -> None:
             call(torch.randn(3, size, 1))
         with pytest.raises(TypeError, match=r"values must be float.* got torch.int64"):
             call(torch.ones(2, size, 1, dtype=torch.int64))
-        with pytest.raises(TypeError, match="values must be a torch.Tensor, got list"):
+        with pytest.raises(TypeError, match=r"values must be a torch\.Tensor, got list"):
             call([[1.0]])
 
 
@@ -185,7 +185,7 @@ def test_chains_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="the groups of each stage must be the tokens of the next"):
         compose([second, first])
     halved = pytree.tree_map(lambda leaf: leaf if leaf is None else leaf[:1], second)
-    with pytest.raises(ValueError, match="for batch 2.* for batch 1"):
+    with pytest.raises(ValueError, match=r"for batch 2.* for batch 1"):
         compose([first, halved])
 
 

@@ -1,0 +1,61 @@
+"""Whole layers in torch's compiler and exporter: no graph break, no recompilation per spacing or size."""
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from layer_cases import VARIANTS, make_layer, tokens
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils import _pytree as pytree
+
+SHAPE = (6, 9)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what it has deprecated
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_compiled_layer_is_the_same_layer(variant: str) -> None:
+    torch._dynamo.reset()
+    layer = make_layer(variant, relative_bias=variant != "dense", iters=1)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (layer, compiled):
+        layer.zero_grad()
+        output = function(tokens(SHAPE), 1.0, SHAPE)
+        (output.x_out.square().sum() + output.assignment.upsample(output.x_out).square().sum()).backward()
+        results.append((output.x_out, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)))
+    for eager, traced in zip(*results, strict=True):
+        assert_near(traced, eager, 1e-5)
+
+
+def test_spacings_do_not_recompile() -> None:
+    torch._dynamo.reset()
+    layer = make_layer("sparse", iters=1)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    x = tokens(SHAPE)
+    for step in (1.0, 0.5, 0.75, 0.3):
+        spacing = torch.tensor([[step, 1.0], [1.0, step]])
+        assert_near(compiled(x, spacing, SHAPE).x_out, layer(x, spacing, SHAPE).x_out, 1e-5)
+    assert counter.frame_count == 1
+    for step in (1.0, 0.5, 0.75, 0.3, 0.2):
+        compiled(x, (step, 1.0), SHAPE)
+    # A python number is first taken for a constant and, when it changes, for a variable.
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exported_layers_take_any_batch(variant: str) -> None:
+    layer = make_layer(variant, iters=1).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        layer,
+        (tokens(SHAPE),),
+        {"input_spacing": (1.0, 0.5), "input_grid_shape": SHAPE},
+        dynamic_shapes={"x": {0: batch}, "input_spacing": (None, None), "input_grid_shape": (None, None)},
+    )
+    for size in (1, 5):
+        x = tokens(SHAPE, batch=size)
+        got = program.module()(x, input_spacing=(1.0, 0.5), input_grid_shape=SHAPE)
+        want = layer(x, (1.0, 0.5), SHAPE)
+        assert_near(got.x_out, want.x_out, 1e-5)
+        assert_near(got.assignment.upsample(got.x_out), want.assignment.upsample(want.x_out), 1e-5)
+        assert pytree.tree_structure(got) == pytree.tree_structure(want)
