@@ -158,6 +158,21 @@ def test_every_parameter_gets_a_gradient_as_ddp_demands(make) -> None:
     assert all(p.grad is not None for p in module.parameters())
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch's gloo backend")
+def test_distributed_data_parallel_trains_without_searching_for_unused_parameters() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for make in MODULES:
+            module = make()
+            if not any(p.requires_grad for p in module.parameters()):
+                continue
+            parallel = torch.nn.parallel.DistributedDataParallel(module)
+            for _ in range(2):  # an unused parameter is reported by the second forward
+                parallel(torch.randn(2, 6, 32), 0.5, (2, 3)).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("make", MODULES)
 def test_meta_modules_can_be_materialised(make) -> None:
     with torch.device("meta"):

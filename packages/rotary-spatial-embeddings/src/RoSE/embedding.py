@@ -118,7 +118,10 @@ class RotarySpatialEmbedding(nn.Module):
         by_heads = rotary_partition == "heads"
         self.rotary_heads = _part(num_heads, rotary_ratio) if by_heads else num_heads
         planes = head_dim // 2 if by_heads else _part(head_dim // 2, rotary_ratio)
-        dtype = torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a real floating-point type; got {dtype}")
+        dtype = torch.promote_types(dtype, torch.float32)
         freqs = torch.empty(self.rotary_heads, planes, spatial_dims, device=device, dtype=dtype)
         # With nothing to rotate there is nothing to learn, and an unused parameter would stall
         # DistributedDataParallel.
