@@ -205,13 +205,13 @@ def finite(x: Tensor) -> Tensor:
     return x.masked_fill(x.isinf(), 0.0)
 
 
-def gradients(outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+def gradients(outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], *, retain: bool = False) -> dict[str, Tensor]:
     """Gradients of a random weighting of the outputs; zeros for leaves that they do not depend on."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     total = sum(
         (finite(x).double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in outputs
     )
-    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=retain)
     return {
         name: torch.zeros_like(leaf) if grad is None else grad
         for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
@@ -337,7 +337,9 @@ def make_case(
     if bias == "table":
         table = random(heads, *neighbourhood.window)
     elif bias == "full":
-        table = random(batch, 1, num_tokens, num_groups)
+        # One number for every pair, or the same for all samples, or for all heads too.
+        form = ((batch, 1), (heads,), ())[seed % 3]
+        table = random(*form, num_tokens, num_groups)
     mask = None
     if valid is not None:
         mask = torch.rand(batch, num_tokens, generator=generator) < 0.7

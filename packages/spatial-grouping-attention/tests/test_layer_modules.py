@@ -216,3 +216,30 @@ def test_a_first_call_in_inference_mode(variant: str) -> None:
     got = layer(tokens(SHAPE), 1.0, SHAPE).x_out
     assert_near(got, want, 1e-6)
     got.sum().backward()
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_layers_can_be_made_without_memory_and_loaded(variant: str) -> None:
+    layer = make_layer(variant)
+    with torch.device("meta"):
+        empty = VARIANTS[variant](8, 2, 3, 2, stride=2, iters=2, mlp_ratio=2)
+    empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    assert torch.equal(empty(tokens(SHAPE), 1.0, SHAPE).x_out, layer(tokens(SHAPE), 1.0, SHAPE).x_out)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_a_spacing_can_be_learned(variant: str) -> None:
+    layer = make_layer(variant).double()
+    x, weights = tokens(SHAPE).double(), torch.randn(2, 15, 8, dtype=torch.float64)
+
+    def loss(spacing: torch.Tensor) -> torch.Tensor:
+        return (layer(x, spacing, SHAPE).x_out * weights).sum()
+
+    spacing = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(spacing), spacing)
+    with torch.no_grad():
+        for axis in range(2):
+            step = torch.zeros(2, dtype=torch.float64)
+            step[axis] = 1e-3
+            slope = (loss(spacing + step) - loss(spacing - step)) / 2e-3
+            assert slope.item() == pytest.approx(gradient[axis].item(), rel=1e-2, abs=1e-3)

@@ -15,6 +15,7 @@ from grouping_cases import (
     gradients,
     make_case,
     neighbourhoods,
+    oracle_pool,
     window_entries,
 )
 from hypothesis import given, settings
@@ -186,6 +187,10 @@ def test_strides_of_the_operands_do_not_matter(backend: str) -> None:
     neighbourhood = Neighbourhood((6, 5), (3, 3), 2, 3, 1, 5)
     case = make_case(neighbourhood, bias="table" if "table" in BACKENDS[backend].biases else None, valid="some")
 
+    channels_first = {name: getattr(case, name).mT.contiguous().mT for name in "qkvu"}
+    for got, want in zip(group(replace(case, **channels_first), backend), group(case, backend), strict=True):
+        assert_near(got, want, 1e-12)
+
     def strided(x: torch.Tensor) -> torch.Tensor:
         spaced = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype).transpose(1, 2).contiguous()
         view = spaced[..., ::2].transpose(1, 2)
@@ -221,12 +226,35 @@ def test_autocast_leaves_sums_in_float32(backend: str) -> None:
         for mine, theirs in zip(got, want, strict=True):
             assert torch.equal(mine, theirs)
         assert torch.equal(pooled, functional.pool(case.q, case.k, case.v, case.lse, neighbourhood, backend=backend))
-        # Backward runs outside of the context, as torch recommends, and inside, as many do.
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            mine = gradients(got, leaves)
         theirs = gradients(want, plain_leaves)
-        for name, grad in mine.items():
-            assert torch.equal(grad, theirs[name]), name
+        # Torch recommends to leave the context before backward; what is written by hand must not care.
+        for inside in (False,) if BACKENDS[backend].twice else (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+                mine = gradients(got, leaves, retain=True)
+            for name, grad in mine.items():
+                assert torch.equal(grad, theirs[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_normalisers_keep_float32_accuracy_in_half_types(backend: str, dtype: torch.dtype) -> None:
+    """Far from zero, a bfloat16 next to a normaliser of 200 is a whole unit away: a factor of e in every weight."""
+    case = make_case(Neighbourhood((9,), (5,), 2, 3, 1, 9), seed=3).to(dtype)
+    case = replace(case, lse=case.lse + 200.0)
+    want, _ = oracle_pool(case.to(torch.float64))
+    got = functional.pool(case.q, case.k, case.v, case.lse, case.neighbourhood, backend=backend)
+    assert_near(got, want, 5e-3)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_no_samples_are_fine(backend: str) -> None:
+    case = make_case(Neighbourhood((6,), (3,), 2, 3, 1, 5), batch=0)
+    leaves = case.leaves()
+    out, lse, _ = group(case.with_leaves(leaves), backend)
+    up, _ = assign(case.with_leaves(leaves), backend)
+    assert (out.shape, lse.shape, up.shape) == ((0, 2, 3, 5), (0, 2, 6), (0, 2, 6, 5))
+    (out.sum() + up.sum()).backward()
+    assert leaves["q"].grad.shape == (0, 2, 3, 8)
 
 
 @pytest.fixture
