@@ -58,6 +58,13 @@ def floating(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
 
 
+def boolean(name: str, tensor: Any) -> None:
+    """Check for a tensor of booleans."""
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.bool:
+        got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be boolean, got {got}")
+
+
 def shaped(name: str, tensor: torch.Tensor, pattern: str, **sizes: int) -> None:
     """Check a tensor against a pattern such as ``"B H N_in D"``; ``sizes`` pins some of its axes."""
     axes = pattern.split()

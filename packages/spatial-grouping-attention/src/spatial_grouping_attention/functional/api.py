@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from .. import validation
 from ..geometry import Neighbourhood
 from . import backends, fused, reference, tiled, triton_backend
 from .backends import Backend, Selection
+from .once import as_given
 
 _MODULES: dict[Backend, ModuleType] = {
     Backend.REFERENCE: reference,
@@ -85,7 +85,7 @@ def group(
     """:func:`grouping_attention`, with the logarithm of every group's mass ``sum_i A_ij`` (B, H, N_out)."""
     scale = _check(q, k, "v", v, "N_in", neighbourhood, scale, bias, valid)
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
-    with _as_given(q):
+    with as_given(q):
         return Grouped(*module.grouping_attention(q, k, v, neighbourhood, scale, bias, valid))
 
 
@@ -116,7 +116,7 @@ def assign(
     """
     scale = _check(q, k, "u", u, "N_out", neighbourhood, scale, bias, valid)
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
-    with _as_given(q):
+    with as_given(q):
         out, lse = module.assign(q, k, u, neighbourhood, scale, bias, valid)
     return out, lse
 
@@ -153,7 +153,7 @@ def pool(
     validation.shaped("lse", lse, "B H N_in", B=k.shape[0], H=k.shape[1], N_in=k.shape[2])
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
     lse = lse.to(torch.promote_types(q.dtype, torch.float32))
-    with _as_given(q):
+    with as_given(q):
         out: Tensor = module.pool(q, k, v, lse, neighbourhood, scale, bias, valid)[0]
     return out
 
@@ -171,13 +171,6 @@ def select(
         ValueError: see :func:`.backends.select`.
     """
     return backends.select(backends.Problem.of(q, neighbourhood, bias), backend)
-
-
-def _as_given(q: Tensor) -> AbstractContextManager[Any]:
-    """Autocast has chosen the operands' dtype by now; inside, sums must stay in float32."""
-    if not torch.is_autocast_enabled(q.device.type):
-        return nullcontext()
-    return torch.autocast(q.device.type, enabled=False)
 
 
 def _check(
@@ -217,8 +210,7 @@ def _check(
     if bias is not None:
         _check_bias(bias, q, neighbourhood, (batch, heads, k.shape[2], num_groups))
     if valid is not None:
-        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
-            raise TypeError(f"valid must be a boolean tensor, got {getattr(valid, 'dtype', type(valid).__name__)}")
+        validation.boolean("valid", valid)
         validation.shaped("valid", valid, "B N_in", B=batch, N_in=k.shape[2])
     return 1.0 / math.sqrt(head_size) if scale is None else validation.finite_number("scale", scale)
 

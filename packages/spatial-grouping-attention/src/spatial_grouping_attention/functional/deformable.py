@@ -46,10 +46,11 @@ def point_weights(
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
 
-    def logit(q: Tensor, k: Tensor, point: Tensor) -> Tensor:
-        return scale * (k.to(dtype) * interpolate(q.to(dtype), point, shape)).sum(-1)
+    def logits(q: Tensor, k: Tensor, some: Tensor) -> Tensor:
+        seen = _seen(q.to(dtype), some, shape)
+        return scale * (k.to(dtype).unsqueeze(3) * seen).sum(-1)
 
-    scores = torch.stack([_recomputed(logit, q, k, point) for point in points.unbind(3)], dim=-1)
+    scores = torch.cat([_recomputed(logits, q, k, some) for some in _parts(points)], dim=3)
     if bias is not None:
         scores = scores + bias.to(dtype)[:, None, :]
     return scores.masked_fill(~visible, -torch.inf).softmax(-1)
@@ -58,24 +59,25 @@ def point_weights(
 def assign(weights: Tensor, points: Tensor, u: Tensor, shape: Sequence[int]) -> Tensor:
     """Values of the groups (B, H, N_out, C) -> of the fine tokens (B, H, N_in, C): ``sum_p a_ip u(x_ip)``."""
 
-    def part(weight: Tensor, point: Tensor, u: Tensor) -> Tensor:
-        return weight.unsqueeze(-1) * interpolate(u.to(weight.dtype), point, shape)
+    def part(weight: Tensor, some: Tensor, u: Tensor) -> Tensor:
+        return (weight.unsqueeze(-1) * _seen(u.to(weight.dtype), some, shape)).sum(3)
 
     out: Tensor = torch.zeros((), dtype=weights.dtype, device=u.device)
-    for weight, point in zip(weights.unbind(3), points.unbind(3), strict=True):
-        out = out + _recomputed(part, weight, point, u)
+    for weight, some in zip(_parts(weights), _parts(points), strict=True):
+        out = out + _recomputed(part, weight, some, u)
     return out.to(u.dtype)
 
 
 def collect(weights: Tensor, points: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
     """Values of the fine tokens (B, H, N_in, C) -> sums over the groups' members (B, H, N_out, C): ``A^T v``."""
 
-    def part(weight: Tensor, point: Tensor, v: Tensor) -> Tensor:
-        return spread(weight.unsqueeze(-1) * v.to(weight.dtype), point, shape)
+    def part(weight: Tensor, some: Tensor, v: Tensor) -> Tensor:
+        given = weight.unsqueeze(-1) * v.to(weight.dtype).unsqueeze(3)
+        return spread(given.flatten(2, 3), some.flatten(2, 3), shape)
 
     out: Tensor = torch.zeros((), dtype=weights.dtype, device=v.device)
-    for weight, point in zip(weights.unbind(3), points.unbind(3), strict=True):
-        out = out + _recomputed(part, weight, point, v)
+    for weight, some in zip(_parts(weights), _parts(points), strict=True):
+        out = out + _recomputed(part, weight, some, v)
     return out.to(v.dtype)
 
 
@@ -85,6 +87,16 @@ def pool(weights: Tensor, points: Tensor, v: Tensor, shape: Sequence[int]) -> Te
     total = collect(weights, points, torch.cat((wide, torch.ones_like(wide[..., :1])), -1), shape)
     mass = total[..., -1:]
     return (total[..., :-1] / mass.masked_fill(mass == 0, 1.0)).to(v.dtype)
+
+
+def _seen(values: Tensor, points: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values of the groups (B, H, N_out, C) at points (B, H, N_in, P, ndim): (B, H, N_in, P, C)."""
+    return interpolate(values, points.flatten(2, 3), shape).reshape(*points.shape[:-1], values.shape[-1])
+
+
+def _parts(per_point: Tensor) -> tuple[Tensor, ...]:
+    """Cut (B, H, N_in, P, ...) into one point at a time; a compiler fuses all of them, and quicker, in one piece."""
+    return (per_point,) if torch.compiler.is_compiling() else torch.split(per_point, 1, dim=3)
 
 
 def _recomputed(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:

@@ -134,7 +134,10 @@ def _append_bias(q: Tensor, k: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pad(x: Tensor, size: int) -> Tensor:
-    return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
+    """``size`` channels, next to each other in memory: the kernels read other strides wrongly."""
+    if x.shape[-1] != size:
+        return F.pad(x, (0, size - x.shape[-1]))
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _pad_to_multiple(x: Tensor, multiple: int = 8) -> Tensor:

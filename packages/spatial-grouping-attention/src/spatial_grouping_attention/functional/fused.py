@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..geometry import Neighbourhood
 from . import flash
+from .once import Once, without_autocast
 
 
 def assign(
@@ -100,12 +100,24 @@ class _Assign(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, u, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        dk, dq, du, _ = flash.attention_backward(grad_out, grad_lse, k, q, u, out, lse, ctx.scale)
-        return dq, dk, du, None
+        return *_apply(Once, _assign_backward, *ctx.saved_tensors, grad_out, grad_lse, ctx.scale), None
+
+
+@without_autocast
+def _assign_backward(
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    dk, dq, du, _ = flash.attention_backward(grad_out, grad_lse, k, q, u, out, lse, scale)
+    return dq, dk, du
 
 
 class _Normaliser(torch.autograd.Function):
@@ -119,13 +131,18 @@ class _Normaliser(torch.autograd.Function):
         return lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, expected_q, lse = ctx.saved_tensors
-        grad_lse = (grad_lse * ctx.scale).unsqueeze(-1)
-        mean, log_mass = flash.attention(q, k, (grad_lse * k).to(k.dtype), ctx.scale, key_bias=-lse)
-        dq = log_mass.exp().unsqueeze(-1) * mean
-        return dq.to(q.dtype), (grad_lse * expected_q).to(k.dtype), None
+        return *_apply(Once, _normaliser_backward, *ctx.saved_tensors, grad_lse, ctx.scale), None
+
+
+@without_autocast
+def _normaliser_backward(
+    q: Tensor, k: Tensor, expected_q: Tensor, lse: Tensor, grad_lse: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    grad_lse = (grad_lse * scale).unsqueeze(-1)
+    mean, log_mass = flash.attention(q, k, (grad_lse * k).to(k.dtype), scale, key_bias=-lse)
+    dq = log_mass.exp().unsqueeze(-1) * mean
+    return dq.to(q.dtype), (grad_lse * expected_q).to(k.dtype)
 
 
 class _Pool(torch.autograd.Function):
@@ -138,9 +155,21 @@ class _Pool(torch.autograd.Function):
         return out, log_mass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, key_bias, out, log_mass = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        dq, dk, dv, dbias = flash.attention_backward(grad_out, grad_mass, q, k, v, out, log_mass, ctx.scale, key_bias)
-        return dq, dk, dv, dbias, None
+        return *_apply(Once, _pool_backward, *ctx.saved_tensors, grad_out, grad_mass, ctx.scale), None
+
+
+@without_autocast
+def _pool_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor,
+    out: Tensor,
+    log_mass: Tensor,
+    grad_out: Tensor | None,
+    grad_mass: Tensor | None,
+    scale: float,
+) -> tuple[Tensor | None, ...]:
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    return flash.attention_backward(grad_out, grad_mass, q, k, v, out, log_mass, scale, key_bias)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..geometry import Neighbourhood
 from .chunked import Collector, Problem, normaliser
+from .once import refuse_second_derivative, without_autocast
 
 
 def assign(
@@ -69,6 +70,7 @@ _OP = "spatial_grouping_attention::tiled_"
 
 
 @torch.library.custom_op(_OP + "pool", mutates_args=())
+@without_autocast
 def _pool(
     q: Tensor,
     k: Tensor,
@@ -96,6 +98,7 @@ def _pool(
 
 
 @torch.library.custom_op(_OP + "assign", mutates_args=())
+@without_autocast
 def _assign(
     q: Tensor,
     k: Tensor,
@@ -116,6 +119,7 @@ def _assign(
 
 
 @torch.library.custom_op(_OP + "pool_backward", mutates_args=())
+@without_autocast
 def _pool_backward(
     q: Tensor,
     k: Tensor,
@@ -161,6 +165,7 @@ def _pool_backward(
 
 
 @torch.library.custom_op(_OP + "assign_backward", mutates_args=())
+@without_autocast
 def _assign_backward(
     q: Tensor,
     k: Tensor,
@@ -256,3 +261,5 @@ def _differentiate_assign(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple
 
 _pool.register_autograd(_differentiate_pool, setup_context=_save_pool)
 _assign.register_autograd(_differentiate_assign, setup_context=_save_assign)
+_pool_backward.register_autograd(refuse_second_derivative)
+_assign_backward.register_autograd(refuse_second_derivative)

@@ -107,6 +107,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.stride = validation.per_axis("stride", stride, spatial_dims, minimum=1)
         self.padding = validation.per_axis("padding", padding, spatial_dims, minimum=0)
         self.iters = validation.positive_int("iters", iters, minimum=0)
+        if not callable(mlp_activation):
+            raise TypeError(f"mlp_activation must be callable and make a module, got {mlp_activation!r}")
         if validation.finite_number("mlp_ratio", mlp_ratio) <= 0:
             raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
         validation.probability("mlp_dropout", mlp_dropout)
@@ -243,8 +245,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         origin: Spacing,
     ) -> Grid:
         """Check the input and describe its grid."""
-        if mask is not None and mask.dtype != torch.bool:
-            raise TypeError(f"mask must be boolean, got {mask.dtype}")
+        if mask is not None:
+            validation.boolean("mask", mask)
         if shape is None and mask is not None:
             shape = tuple(mask.shape[1:])
         spacing = self.spacing if spacing is None else spacing
