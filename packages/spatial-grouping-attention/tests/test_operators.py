@@ -124,6 +124,14 @@ def test_a_dense_problem_of_several_blocks(backend: str) -> None:
     check(case, backend, torch.float32)
 
 
+def test_a_bias_for_every_pair_that_could_be_mistaken_for_a_table() -> None:
+    """Two tokens, one group, a window of one, one head: (2, 1) is no table of one head."""
+    neighbourhood = Neighbourhood((2,), (1,), 2, 1, 0, 1)
+    case = make_case(neighbourhood, heads=1, bias="full", seed=2)
+    assert case.bias.shape == (2, 1)
+    check(case, "reference", torch.float64)
+
+
 @pytest.mark.parametrize("backend", WINDOWED)
 @settings(max_examples=15)
 @given(st.data())
