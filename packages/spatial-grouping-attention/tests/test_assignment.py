@@ -1,10 +1,13 @@
 """Memberships in use: carrying values up and down, labels, chains, usage and borders, against dense matrices."""
 
+import itertools
+
 import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, make_layer, tokens
 from spatial_grouping_attention import Assignment, AttentionAssignment, ComposedAssignment, Neighbourhood, compose
+from spatial_grouping_attention.functional import labels, tiles
 from torch.utils import _pytree as pytree
 
 EVERY_VARIANT = tuple(VARIANTS)
@@ -75,36 +78,44 @@ def test_up_and_down_are_adjoint(assignment: Assignment) -> None:
 
 
 def test_labels_are_the_argmax_of_the_matrix(assignment: Assignment) -> None:
-    labels = assignment.labels()
-    assert labels.dtype == torch.int64
+    chosen = assignment.labels()
+    assert chosen.dtype == torch.int64
     matrix = assignment.matrix()
     # Two groups can be equally likely up to rounding, so the label's share is compared, not its number.
-    assert_near(matrix.gather(-1, labels[..., None]).squeeze(-1), matrix.amax(-1), 1e-6)
-    assert (labels == matrix.argmax(-1)).double().mean() > 0.95
-    assert not labels.requires_grad
+    assert_near(matrix.gather(-1, chosen[..., None]).squeeze(-1), matrix.amax(-1), 1e-6)
+    assert (chosen == matrix.argmax(-1)).double().mean() > 0.95
+    assert not chosen.requires_grad
+
+
+def test_labels_do_not_depend_on_how_the_work_is_cut(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = assignment.labels()
+    monkeypatch.setattr(labels, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(tiles, "CHUNK_ELEMENTS", {"cpu": 64})
+    monkeypatch.setattr(tiles, "TOKENS_PER_AXIS", 2)
+    assert torch.equal(assignment.labels(), want)
 
 
 def test_usage_counts_members(assignment: Assignment) -> None:
     usage = assignment.usage()
     matrix = assignment.matrix()
     assert_near(usage.mass, matrix.sum(1), 1e-5)
-    for sample, labels in enumerate(assignment.labels()):
-        assert usage.unused[sample] == assignment.num_groups - len(labels.unique())
+    for sample, chosen in enumerate(assignment.labels()):
+        assert usage.unused[sample] == assignment.num_groups - len(chosen.unique())
 
 
 def test_boundaries_lie_on_both_sides_of_every_change(assignment: Assignment) -> None:
     borders = assignment.boundaries()
     assert borders.dtype == torch.bool
     assert borders.shape == (2, *assignment.input_shape)
-    for labels, marked in zip(assignment.labels().reshape(borders.shape), borders, strict=True):
-        for index in torch.cartesian_prod(*(torch.arange(n) for n in labels.shape)).reshape(-1, labels.ndim).tolist():
+    for chosen, marked in zip(assignment.labels().reshape(borders.shape), borders, strict=True):
+        for index in itertools.product(*(range(n) for n in chosen.shape)):
             differs = False
-            for axis, step in ((a, s) for a in range(labels.ndim) for s in (-1, 1)):
+            for axis, step in itertools.product(range(chosen.ndim), (-1, 1)):
                 other = list(index)
                 other[axis] += step
-                if 0 <= other[axis] < labels.shape[axis]:
-                    differs |= bool(labels[tuple(index)] != labels[tuple(other)])
-            assert bool(marked[tuple(index)]) == differs
+                if 0 <= other[axis] < chosen.shape[axis]:
+                    differs |= bool(chosen[index] != chosen[tuple(other)])
+            assert bool(marked[index]) == differs
 
 
 def test_assignments_are_pytrees(assignment: Assignment) -> None:

@@ -9,6 +9,7 @@ import torch
 from grouping_cases import assert_near
 from layer_cases import VARIANTS, make_layer, tokens
 from spatial_grouping_attention import GroupingOutput
+from spatial_grouping_attention.layers.drop_path import DropPath
 from torch.utils import _pytree as pytree
 
 EVERY_VARIANT = tuple(VARIANTS)
@@ -174,6 +175,16 @@ def test_dropout_and_stochastic_depth_are_for_training_only(variant: str) -> Non
     want = layer(x, 1.0, SHAPE).x_out
     assert torch.equal(layer(x, 1.0, SHAPE).x_out, want)
     assert torch.equal(make_layer(variant)(x, 1.0, SHAPE).x_out, want)
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
+    drop = DropPath(0.25)
+    x = torch.ones(4000, 2, 3)
+    out = drop(x)
+    assert out.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert (out == out[:, :1, :1]).all()
+    assert out.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(drop.eval()(x), x)
 
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)

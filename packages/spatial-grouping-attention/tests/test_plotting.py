@@ -1,0 +1,59 @@
+"""Pictures of the groups: one panel per stage, on images and on slices of volumes."""
+
+import sys
+
+import pytest
+import torch
+from layer_cases import make_layer, tokens
+from spatial_grouping_attention import Assignment
+from spatial_grouping_attention.plotting import plot_groups
+
+
+def stages(shape: tuple[int, ...]) -> list[Assignment]:
+    x, spacing, assignments = tokens(shape, batch=1), (1.0,) * len(shape), []
+    for variant in ("sparse", "dense"):
+        output = make_layer(variant, len(shape))(x, spacing, shape)
+        x, shape = output.x_out, output.out_grid_shape
+        assignments.append(output.assignment)
+    return assignments
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'spatial-grouping-attention\[plot\]'"):
+        plot_groups(torch.rand(8, 8), stages((8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("image", "shape", "options"),
+    [
+        ((8, 9), (8, 9), {}),
+        ((3, 32, 36), (8, 9), {"titles": ["fine", "coarse"]}),
+        ((1, 8, 9), (8, 9), {"sample": 0}),
+        ((5, 8, 6), (5, 8, 6), {}),
+        ((1, 5, 8, 6), (5, 8, 6), {"axis": 2, "index": 0}),
+    ],
+)
+def test_one_panel_for_the_image_and_one_per_stage(
+    image: tuple[int, ...], shape: tuple[int, ...], options: dict[str, object]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    figure = plot_groups(torch.rand(image), stages(shape), **options)
+    panels = figure.get_axes()
+    assert len(panels) == 3
+    assert all(panel.get_images() for panel in panels)
+    titles = [panel.get_title() for panel in panels[1:]]
+    assert titles == options.get("titles", [f"{a.num_groups} groups" for a in stages(shape)])
+    # Stages are drawn over the image, not instead of it, with borders that are not in the image.
+    arrays = [panel.get_images()[0].get_array() for panel in panels]
+    assert len({array.shape for array in arrays}) == 1
+    assert all((array.sum(-1) == 0).any() for array in arrays[1:])
+
+
+def test_images_of_another_kind_are_refused() -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    for shape in ((8,), (2, 8, 8), (3, 8, 8, 8)):
+        with pytest.raises(ValueError, match=r"image must be a 2-D grid, with 1 or 3 channels in front or none, got"):
+            plot_groups(torch.rand(shape), stages((8, 8)))
+    with pytest.raises(ValueError, match=r"axes.* must be one of \(2, 3\), got 1"):
+        plot_groups(torch.rand(8), stages((8,)))
