@@ -17,7 +17,7 @@ SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
 
 nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests-rose", "tests-attention", "tests-pair"]
+nox.options.sessions = ["lint", "types", "tests-rose", "tests-attention", "tests-pair", "tests-optional"]
 
 # One thread per test worker: two workers that each start a thread per core only get in each other's way.
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -41,9 +41,9 @@ def build(session: nox.Session, *packages: Path) -> list[str]:
     return wheels
 
 
-def run_tests(session: nox.Session, *paths: Path) -> None:
+def run_tests(session: nox.Session, *paths: Path, options: tuple[str, ...] = (), **environment: str) -> None:
     """Run pytest on folders, in parallel, with the options given after ``--``."""
-    session.run("pytest", "-n", "auto", *map(str, paths), *session.posargs, env=PINNED)
+    session.run("pytest", "-n", "auto", *options, *map(str, paths), *session.posargs, env={**PINNED, **environment})
 
 
 @nox.session
@@ -99,6 +99,16 @@ def tests_pair(session: nox.Session) -> None:
     """Both test suites in one environment, and the programs and code blocks of the documentation."""
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
     run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "docs")
+
+
+@nox.session(name="tests-optional")
+def tests_optional(session: nox.Session) -> None:
+    """What needs an optional library and no GPU: Triton kernels in its interpreter, NATTEN's forward pass."""
+    install(session, *build(session, ROSE, GROUPING), "setuptools", "wheel", groups=("test",))
+    # Neither may bring in a torch of its own; natten without CUDA is a pure Python wheel, built against ours.
+    session.install("--no-deps", "-c", str(CONSTRAINTS), "triton")
+    session.install("--no-deps", "--no-build-isolation", "-c", str(CONSTRAINTS), "natten")
+    run_tests(session, ROSE / "tests", GROUPING / "tests", options=("-m", "triton or natten"), TRITON_INTERPRET="1")
 
 
 @nox.session(name="tests-gpu")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import validation
 from ..geometry import Neighbourhood
-from . import backends, fused, reference, tiled, triton_backend
+from . import backends, fused, natten_backend, reference, tiled, triton_backend
 from .backends import Backend, Selection
 from .once import as_given
 
@@ -20,6 +20,7 @@ _MODULES: dict[Backend, ModuleType] = {
     Backend.FUSED: fused,
     Backend.TILED: tiled,
     Backend.TRITON: triton_backend,
+    Backend.NATTEN: natten_backend,
 }
 
 
@@ -57,7 +58,7 @@ def grouping_attention(
         bias: added to the logits: a table (H, *window) read at ``(group - cell(token))/dilation + radius``
             per axis, or one value for every pair, broadcastable to (B, H, N_in, N_out).
         valid: (B, N_in) boolean; false tokens belong to no group.
-        backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
 
     Returns:
         ``out`` (B, H, N_out, Dv) in v's dtype, 0 for groups that no token sees; and ``lse`` (B, H, N_in),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import validation
 from ..geometry import Neighbourhood
-from . import flash, triton_backend
+from . import flash, natten_backend, triton_backend
 from .reference import is_table
 
 
@@ -22,6 +22,7 @@ class Backend(str, Enum):
     FUSED = "fused"
     TILED = "tiled"
     TRITON = "triton"
+    NATTEN = "natten"
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,17 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
         reasons += triton_backend.refusals(
             problem.device, problem.dtype, problem.head_size, problem.neighbourhood, problem.bias
         )
+    if backend is Backend.NATTEN:
+        reasons += natten_backend.refusals(problem.device, problem.dtype, problem.neighbourhood, problem.bias)
     return reasons
 
 
 def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selection:
     """Choose the backend of a call.
 
-    "auto" takes ``fused`` where every token sees every group; where a window is given ``triton`` on a GPU, if it can
-    serve, and else ``tiled``; and ``reference`` where none can serve (a bias for every pair is as large as the
-    matrix that ``reference`` makes).
+    "auto" takes ``fused`` where every token sees every group, ``tiled`` where a window is given, and ``reference``
+    where neither can serve (a bias for every pair is as large as the matrix that ``reference`` makes). ``triton``
+    and ``natten`` serve on request only, for as long as no measurement on a GPU says where they are faster.
 
     Raises:
         ValueError: the name is unknown, or the requested backend cannot serve; every reason is listed.
@@ -106,8 +109,6 @@ def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selecti
         return Selection(requested, "requested", cannot)
     if not cannot[Backend.FUSED]:
         return Selection(Backend.FUSED, "every token sees every group", cannot)
-    if problem.device.type == "cuda" and not cannot[Backend.TRITON]:
-        return Selection(Backend.TRITON, "the window hides some groups from some tokens, on a GPU", cannot)
     if not cannot[Backend.TILED]:
         return Selection(Backend.TILED, "the window hides some groups from some tokens", cannot)
     return Selection(Backend.REFERENCE, "no other backend can serve", cannot)

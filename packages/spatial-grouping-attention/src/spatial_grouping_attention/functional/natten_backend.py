@@ -1,0 +1,292 @@
+"""Windowed operators through NATTEN's neighbourhood attention, which knows equal grids only.
+
+Repeat every group ``stride`` times per axis and let the dilation be ``stride`` (times the window's own): then the
+neighbours of fine token i are the repeats, at i's own offset within a cell, of exactly the groups that i sees. Each
+offset is a dilation group of its own, so all of them are served in one call.
+
+``assign`` is that call. ``pool`` is its transpose: sum_i A_ij [v_i, 1] is the gradient with respect to the values
+for the output gradient [v, 1], summed over the repeats. What the windows need at the borders rides in channels:
+the grid of groups is padded so that no window is ever shifted, and one channel hides the padding; a bias table
+takes one channel per entry. This answers what is asked in SHI-Labs/NATTEN issues 262, 248, 25 and 198.
+
+NATTEN takes a gradient for the log-sum-exp it returns and ignores it, so ``lse`` gets its gradient here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import Neighbourhood
+from ..geometry.axis import Axis
+from .once import Once, without_autocast
+
+# Logit of a group that does not exist: far below any other, and within float16.
+HIDDEN = -1e4
+
+
+def refusals(
+    device: torch.device, dtype: torch.dtype, neighbourhood: Neighbourhood | None, bias: str | None
+) -> list[str]:
+    """Reasons why NATTEN cannot serve a call; empty where it can."""
+    reasons = []
+    if importlib.util.find_spec("natten") is None:
+        reasons.append("natten is not installed: pip install 'spatial-grouping-attention[natten]'")
+    elif device.type == "cuda":
+        import natten
+
+        if not natten.HAS_LIBNATTEN:
+            reasons.append("this build of natten has no CUDA kernels (natten.HAS_LIBNATTEN is False)")
+    if device.type != "cuda":
+        reasons.append(f"natten has no gradients on {device.type}, and pooling is one even in the forward pass")
+    if dtype == torch.float64:
+        reasons.append("natten does not take float64")
+    if bias == "full":
+        reasons.append("natten takes a bias per window offset only, got one for every pair")
+    if neighbourhood is None:
+        reasons.append("natten is windowed: it needs a neighbourhood")
+        return reasons
+    if neighbourhood.ndim > 3:
+        reasons.append(f"natten has 1, 2 and 3 axes, got {neighbourhood.ndim}")
+    for i, axis in enumerate(neighbourhood.axes):
+        if axis.window == 1:
+            reasons.append(f"natten needs windows of 3 or more, got 1 along axis {i}")
+        if axis.offset > 0 or axis.offset + axis.groups * axis.stride < axis.size:
+            reasons.append(
+                f"natten needs cells of stride tokens, but border cells of axis {i} own more: size {axis.size}, "
+                f"stride {axis.stride}, kernel {axis.kernel}, padding {axis.padding}"
+            )
+    return reasons
+
+
+def assign(
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    neighbourhood: Neighbourhood,
+    scale: float,
+    bias: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`.reference.assign`."""
+    grids = _Grids(neighbourhood)
+    fine, groups = grids.operands(q, k, scale, bias)
+    fine, groups, values = _fit(fine, groups, grids.repeat(u))
+    out = grids.crop_tokens(_attend(fine, groups, values, grids)[0])[..., : u.shape[-1]]
+    lse = _normaliser(fine, groups, grids)
+    if valid is not None:
+        nobody = ~valid[:, None, :]
+        out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
+    return out, lse
+
+
+def pool(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    neighbourhood: Neighbourhood,
+    scale: float,
+    bias: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`.reference.pool`."""
+    grids = _Grids(neighbourhood)
+    fine, groups = grids.operands(q, k, scale, bias)
+    # exp(s - lse) = A exp(own - lse), where A is what one call can transpose.
+    share = (_normaliser(fine, groups, grids) - lse).exp()
+    return _collect(fine, groups, v, share, valid, grids)
+
+
+def grouping_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbourhood: Neighbourhood,
+    scale: float,
+    bias: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`.reference.grouping_attention`."""
+    grids = _Grids(neighbourhood)
+    fine, groups = grids.operands(q, k, scale, bias)
+    lse = _normaliser(fine, groups, grids)
+    if valid is not None:
+        lse = lse.masked_fill(~valid[:, None, :], torch.inf)
+    out, log_mass = _collect(fine, groups, v, torch.ones_like(lse), valid, grids)
+    return out, lse, log_mass
+
+
+class _Grids:
+    """The padded equal grids on which NATTEN works, (B, *grid, H, C)."""
+
+    def __init__(self, neighbourhood: Neighbourhood) -> None:
+        self.axes = neighbourhood.axes
+        self.input_shape = neighbourhood.input_shape
+        self.output_shape = neighbourhood.output_shape
+        self.window = tuple(axis.window for axis in self.axes)
+        self.dilation = tuple(axis.stride * axis.dilation for axis in self.axes)
+        self.halo = tuple(_halo(axis) for axis in self.axes)
+        self.padded = tuple(axis.groups + 2 * halo for axis, halo in zip(self.axes, self.halo, strict=True))
+
+    def operands(self, q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fine and repeated group operands whose products are the logits, border and bias included."""
+        fine = [k * scale, torch.ones_like(k[..., :1])]
+        groups = [q, torch.zeros_like(q[..., :1])]
+        if bias is not None:
+            table, one_hot = self._bias_channels(bias.to(k.dtype))
+            fine.append(table.expand(k.shape[0], -1, -1, -1))
+            groups.append(one_hot.to(q.dtype).expand(*q.shape[:2], -1, -1))
+        padded = self._pad(torch.cat(groups, -1), self.output_shape, self._group_padding())
+        border = torch.full(self.padded, HIDDEN, dtype=q.dtype, device=q.device)
+        border[tuple(slice(h, h + g) for h, g in zip(self.halo, self.output_shape, strict=True))] = 0.0
+        channel = q.shape[-1]
+        padded = torch.cat(
+            (
+                padded[..., :channel],
+                border[None, ..., None, None].expand(*padded.shape[:-1], 1),
+                padded[..., channel + 1 :],
+            ),
+            -1,
+        )
+        return self.pad_tokens(torch.cat(fine, -1)), self._repeat_padded(padded)
+
+    def repeat(self, u: Tensor) -> Tensor:
+        """Values of the groups (B, H, N_out, C), padded and repeated to the fine grid."""
+        return self._repeat_padded(self._pad(u, self.output_shape, self._group_padding()))
+
+    def pad_tokens(self, x: Tensor) -> Tensor:
+        """Values of the tokens (B, H, N_in, C) on the padded fine grid, zero around them."""
+        sides = []
+        for axis, halo, padded in zip(self.axes, self.halo, self.padded, strict=True):
+            before = halo * axis.stride - axis.offset
+            sides.append((before, padded * axis.stride - before - axis.size))
+        return self._pad(x, self.input_shape, sides)
+
+    def crop_tokens(self, x: Tensor) -> Tensor:
+        """(B, *padded fine grid, H, C) -> (B, H, N_in, C)."""
+        inner = []
+        for axis, halo in zip(self.axes, self.halo, strict=True):
+            before = halo * axis.stride - axis.offset
+            inner.append(slice(before, before + axis.size))
+        return x[(slice(None), *inner)].flatten(1, -3).transpose(1, 2)
+
+    def sum_repeats(self, x: Tensor) -> Tensor:
+        """(B, *padded fine grid, H, C) -> sums over every group's repeats, (B, H, N_out, C)."""
+        split = [n for axis, padded in zip(self.axes, self.padded, strict=True) for n in (padded, axis.stride)]
+        x = x.reshape(x.shape[0], *split, *x.shape[-2:]).sum([2 + 2 * i for i in range(len(self.axes))])
+        inner = tuple(slice(h, h + g) for h, g in zip(self.halo, self.output_shape, strict=True))
+        return x[(slice(None), *inner)].flatten(1, -3).transpose(1, 2)
+
+    def _group_padding(self) -> list[tuple[int, int]]:
+        return [(halo, halo) for halo in self.halo]
+
+    def _pad(self, x: Tensor, shape: tuple[int, ...], sides: list[tuple[int, int]]) -> Tensor:
+        grid = x.transpose(1, 2).reshape(x.shape[0], *shape, x.shape[1], x.shape[3])
+        return F.pad(grid, (0, 0, 0, 0, *itertools.chain(*reversed(sides))))
+
+    def _repeat_padded(self, x: Tensor) -> Tensor:
+        for dim, axis in enumerate(self.axes, start=1):
+            x = x.repeat_interleave(axis.stride, dim)
+        return x
+
+    def _bias_channels(self, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A table as products of channels: the groups of a window differ in their ranks modulo the window.
+
+        Returns:
+            (H, N_in, prod(window)): the entry of the group with each residue; (N_out, prod(window)): one-hot residues.
+        """
+        heads, device = bias.shape[0], bias.device
+        entry = torch.zeros(1, 1, dtype=torch.long, device=device)
+        residue = torch.zeros(1, dtype=torch.long, device=device)
+        for axis in self.axes:
+            cells = torch.tensor([axis.cell(i) for i in range(axis.size)], device=device) // axis.dilation
+            ranks = torch.arange(axis.groups, device=device) // axis.dilation
+            window = torch.arange(axis.window, device=device)
+            entries = (window[None, :] - cells[:, None] + axis.radius) % axis.window
+            entry = (entry[:, None, :, None] * axis.window + entries[None, :, None, :]).flatten(0, 1).flatten(1, 2)
+            residue = (residue[:, None] * axis.window + ranks % axis.window).flatten()
+        table = bias.reshape(heads, -1)[:, entry]
+        return table, F.one_hot(residue, table.shape[-1])
+
+
+def _halo(axis: Axis) -> int:
+    """Groups to add on both sides, so that no real window is shifted and NATTEN accepts the grid."""
+    return max(axis.reach, -((axis.groups - axis.window * axis.dilation) // 2))
+
+
+def _fit(*operands: Tensor) -> tuple[Tensor, ...]:
+    """Zero channels up to one head size for all, a multiple of eight."""
+    size = max(x.shape[-1] for x in operands)
+    size += -size % 8
+    return tuple(F.pad(x, (0, size - x.shape[-1])) for x in operands)
+
+
+def _attend(fine: Tensor, groups: Tensor, values: Tensor, grids: _Grids) -> tuple[Tensor, Tensor]:
+    """One neighbourhood attention: (B, *grid, H, C) and its log-sum-exp (B, *grid, H)."""
+    import natten
+
+    call = getattr(natten, f"na{fine.ndim - 3}d")
+    out, lse = call(fine, groups, values, kernel_size=grids.window, dilation=grids.dilation, scale=1.0, return_lse=True)
+    return out, lse
+
+
+def _normaliser(fine: Tensor, groups: Tensor, grids: _Grids) -> Tensor:
+    """lse (B, H, N_in) with the gradient that NATTEN does not give: dl/dk = E[q], dl/dq = A k."""
+    fine, groups = _fit(fine, groups)
+    expected, lse = _attend(fine.detach(), groups.detach(), groups, grids)
+    wide = torch.promote_types(fine.dtype, torch.float32)
+    slope = (fine * expected.detach() + fine.detach() * expected).to(wide).sum(-1)
+    lse = lse.detach().to(wide) + slope - slope.detach()
+    return grids.crop_tokens(lse.unsqueeze(-1)).squeeze(-1)
+
+
+def _collect(
+    fine: Tensor, groups: Tensor, v: Tensor, share: Tensor, valid: Tensor | None, grids: _Grids
+) -> tuple[Tensor, Tensor]:
+    """(out, log_mass): sums of v and of one over the groups' members, weighted by A times a share per token."""
+    if valid is not None:
+        share = share.masked_fill(~valid[:, None, :], 0.0)
+    values = torch.cat((v, torch.ones_like(v[..., :1])), -1) * share.to(v.dtype).unsqueeze(-1)
+    fine, groups, values = _fit(fine, groups, grids.pad_tokens(values))
+    repeated: Tensor = _Transposed.apply(fine, groups, values, grids)  # type: ignore[no-untyped-call]
+    wide = torch.promote_types(v.dtype, torch.float32)
+    sums = grids.sum_repeats(repeated.to(wide))[..., : v.shape[-1] + 1]
+    mass = sums[..., -1:]
+    out = sums[..., :-1] / mass.masked_fill(mass == 0, 1.0)
+    empty = mass.squeeze(-1) == 0
+    log_mass = mass.squeeze(-1).masked_fill(empty, 1.0).log().masked_fill(empty, -torch.inf)
+    return out.to(v.dtype), log_mass
+
+
+class _Transposed(torch.autograd.Function):
+    """A^T values, as the gradient of ``A x`` with respect to x for the output gradient ``values``."""
+
+    @staticmethod
+    def forward(ctx: Any, fine: Tensor, groups: Tensor, values: Tensor, grids: _Grids) -> Tensor:
+        ctx.save_for_backward(fine, groups, values)
+        ctx.grids = grids
+        with torch.enable_grad():
+            unknown = torch.zeros_like(groups).requires_grad_()
+            out, _ = _attend(fine.detach(), groups.detach(), unknown, grids)
+            return torch.autograd.grad(out, unknown, values)[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *Once.apply(_transposed_backward, *ctx.saved_tensors, gradient, ctx.grids), None  # type: ignore[no-untyped-call]
+
+
+@without_autocast
+def _transposed_backward(
+    fine: Tensor, groups: Tensor, values: Tensor, gradient: Tensor, grids: _Grids
+) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        fine, groups = fine.detach().requires_grad_(), groups.detach().requires_grad_()
+        out, _ = _attend(fine, groups, gradient, grids)
+        dfine, dgroups = torch.autograd.grad(out, (fine, groups), values)
+    return dfine, dgroups, out.detach()

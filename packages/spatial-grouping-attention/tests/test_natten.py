@@ -1,0 +1,120 @@
+"""The NATTEN composition, in float64, on an emulator of NATTEN's window rule; and the emulator against NATTEN itself.
+
+NATTEN has no gradients on a CPU, and pooling is a gradient. What it computes is simple enough to emulate: windows
+that are shifted at borders, dilation, and a log-sum-exp whose gradient is ignored.
+"""
+
+import math
+import sys
+import warnings
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from spatial_grouping_attention import Neighbourhood
+from spatial_grouping_attention.functional import natten_backend, reference
+from torch import Tensor
+
+
+def emulated_mask(shape: tuple[int, ...], window: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    for size, width, step in zip(shape, window, dilation, strict=True):
+        axis = torch.zeros(size, size, dtype=torch.bool)
+        for i in range(size):
+            members = list(range(i % step, size, step))
+            radius = width // 2
+            centre = min(max(i // step, radius), len(members) - 1 - radius)
+            axis[i, members[centre - radius : centre + radius + 1]] = True
+        mask = (mask[:, None, :, None] & axis[None, :, None, :]).flatten(0, 1).flatten(1, 2)
+    return mask
+
+
+def emulated(q: Tensor, k: Tensor, v: Tensor, *, kernel_size, dilation, scale: float, return_lse: bool):
+    assert return_lse
+    shape = tuple(q.shape[1:-2])
+    dilation = (dilation,) * len(shape) if isinstance(dilation, int) else dilation
+    kernel_size = (kernel_size,) * len(shape) if isinstance(kernel_size, int) else kernel_size
+    q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
+    scores = (scale * q @ k.mT).masked_fill(~emulated_mask(shape, kernel_size, dilation), -torch.inf)
+    out = (scores.softmax(-1) @ v).transpose(1, 2)
+    lse = scores.detach().logsumexp(-1).transpose(1, 2)
+    return out.reshape(out.shape[0], *shape, *out.shape[2:]), lse.reshape(lse.shape[0], *shape, lse.shape[2])
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``import natten`` finds."""
+    module: Any = ModuleType("natten")
+    module.__spec__ = ModuleSpec("natten", None)
+    module.HAS_LIBNATTEN = True
+    module.na1d = module.na2d = module.na3d = emulated
+    monkeypatch.setitem(sys.modules, "natten", module)
+
+
+CASES = [
+    Neighbourhood((7,), (7,), 1, 1, 0, 3),
+    Neighbourhood((8,), (4,), 2, 3, 1, 3),
+    Neighbourhood((11,), (6,), 2, 3, 1, 5, 2),
+    Neighbourhood((5, 6), (3, 3), 2, 3, 1, (3, 5)),
+    Neighbourhood((5, 4), (2, 4), (3, 1), (3, 1), (1, 0), 3),
+    Neighbourhood((4, 2, 3), (2, 2, 2), (2, 1, 2), (3, 1, 3), (1, 0, 1), 3),
+]
+
+
+@pytest.mark.parametrize("operator", ["grouping_attention", "assign", "pool"])
+@pytest.mark.parametrize("extras", ["plain", "bias", "valid"])
+@pytest.mark.parametrize("seen", CASES, ids=str)
+@pytest.mark.usefixtures("emulator")
+def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator: str) -> None:
+    assert not natten_backend.refusals(torch.device("cuda"), torch.float32, seen, None)
+    torch.manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    n, m = seen.num_inputs, seen.num_groups
+    q, k, v, u, lse = leaf(2, 2, m, 4), leaf(2, 2, n, 4), leaf(2, 2, n, 3), leaf(2, 2, m, 3), leaf(2, 2, n)
+    bias = leaf(2, *(axis.window for axis in seen.axes)) if extras == "bias" else None
+    valid = torch.rand(2, n) > 0.3 if extras == "valid" else None
+    operands = {"grouping_attention": (q, k, v), "assign": (q, k, u), "pool": (q, k, v, lse)}[operator]
+    leaves = [x for x in (*operands, bias) if x is not None]
+
+    results = []
+    for module in (reference, natten_backend):
+        outputs = getattr(module, operator)(*operands, seen, 0.7, bias, valid)
+        torch.manual_seed(1)
+        total = sum((o.masked_fill(o.isinf(), 0) * torch.randn(o.shape, dtype=o.dtype)).sum() for o in outputs)
+        results.append((*outputs, *torch.autograd.grad(total, leaves)))
+    for want, got in zip(*results, strict=True):
+        # The padding is hidden by a finite logit, exp(-1e4) = 0 in any dtype.
+        assert_near(got, want, 1e-10)
+
+
+def test_border_cells_larger_than_the_stride_are_refused() -> None:
+    seen = Neighbourhood((8,), (2,), 4, 3, 1, 3)
+    reasons = natten_backend.refusals(torch.device("cuda"), torch.float32, seen, None)
+    assert any("border cells of axis 0 own more" in reason for reason in reasons)
+
+
+def test_every_refusal_is_listed() -> None:
+    reasons = natten_backend.refusals(torch.device("cpu"), torch.float64, None, "full")
+    for part in ("no gradients on cpu", "float64", "per window offset only", "needs a neighbourhood"):
+        assert any(part in reason for reason in reasons), part
+
+
+@pytest.mark.natten
+@pytest.mark.parametrize(("shape", "dilation"), [((9,), 2), ((6, 8), 1), ((6, 8), 2), ((4, 5, 6), 1)])
+def test_emulator_is_natten(shape: tuple[int, ...], dilation: int) -> None:
+    import natten
+
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, *shape, 2, 32).unbind(0)
+    arguments = {"kernel_size": (3,) * len(shape), "dilation": (dilation,) * len(shape), "scale": 1 / math.sqrt(32)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # flex attention says that it is not compiled
+        got = getattr(natten, f"na{len(shape)}d")(q, k, v, return_lse=True, **arguments)
+    for mine, theirs in zip(emulated(q, k, v, return_lse=True, **arguments), got, strict=True):
+        assert_near(mine, theirs, 1e-5)
