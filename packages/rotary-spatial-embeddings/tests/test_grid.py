@@ -25,6 +25,15 @@ def test_scalars_hold_for_every_axis_and_forms_agree() -> None:
     assert Grid((2, 3), torch.tensor(0.5)).coordinates().shape == (6, 2)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy", reason="headers of image files give NumPy numbers where it is installed")
+    for kind in (numpy.float32, numpy.float64):
+        grid = Grid(numpy.array([2, 3]), numpy.array([0.5, 2.0], dtype=kind), kind(1.0))
+        assert grid == Grid((2, 3), (0.5, 2.0), 1.0)
+        assert all(type(v) is float for v in (*grid.spacing, *grid.origin))
+        assert torch.equal(grid.coordinates(), Grid((2, 3), (0.5, 2.0), 1.0).coordinates())
+
+
 def test_per_sample_spacing_and_origin() -> None:
     spacing = torch.tensor([[1.0, 2.0], [0.5, 0.25]])
     both = Grid((2, 3), spacing, torch.tensor([[0.0, 0.0], [5.0, 7.0]])).coordinates(dtype=torch.float32)

@@ -141,8 +141,8 @@ def _turn_real(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None
 def _reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Gradients of cos and sin: ``grad * conj(x)``, summed over the dimensions cos was broadcast along."""
     dtype = work_dtype(x, cos)
-    a, b = pair_views(x, cos.shape[-1], interleaved)
-    g, h = pair_views(grad, cos.shape[-1], interleaved)
+    a, b = _pair_views(x, cos.shape[-1], interleaved)
+    g, h = _pair_views(grad, cos.shape[-1], interleaved)
     a, b, g, h = a.to(dtype), b.to(dtype), g.to(dtype), h.to(dtype)
     grad_cos = torch.addcmul(g * a, h, b).sum_to_size(cos.shape)
     grad_sin = torch.addcmul(h * a, g, b, value=-1).sum_to_size(cos.shape)
@@ -161,7 +161,7 @@ def _reduce_blocks(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> t
     return grad_cos.to(cos.dtype), grad_sin.to(cos.dtype)
 
 
-def pair_views(x: Tensor, planes: int, interleaved: bool) -> tuple[Tensor, Tensor]:
+def _pair_views(x: Tensor, planes: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     """The first and second channels of every rotated pair, as views."""
     channels = 2 * planes
     if interleaved:

@@ -31,7 +31,7 @@ def require_int(name: str, value: int, *, minimum: int) -> int:
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
-    return value
+    return value if type(value) in (int, torch.SymInt) else int(value)
 
 
 def require_real(
@@ -53,7 +53,9 @@ def require_real(
         raise ValueError(f"{name} must be greater than {above:g}; got {value}")
     if not minimum <= value <= maximum:
         raise ValueError(f"{name} must lie in [{minimum:g}, {maximum:g}]; got {value}")
-    return value
+    # Numbers of other libraries become Python's own: they would take over arithmetic with tensors. Symbols of a
+    # compiler must stay what they are.
+    return value if type(value) in (int, float, torch.SymInt, torch.SymFloat) else float(value)
 
 
 def require_shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:

@@ -1,0 +1,479 @@
+"""The kernels themselves: angles in registers, rotation, and its gradients.
+
+Programs take a block of tokens of one head. Channels, planes and heads that do not rotate, and tokens without a
+position, turn by exactly zero: they take the same path and come out unchanged.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# 2 pi in three parts. The first two have 8 bits, so that their products with whole numbers below 2**16 are exact in
+# float32, with or without fused multiplication: angles up to 4e5 are reduced without loss.
+TURN_1 = tl.constexpr(6.28125)
+TURN_2 = tl.constexpr(253 / 2**17)
+TURN_3 = tl.constexpr(5.070363180161746e-06)
+TURNS = tl.constexpr(0.15915494309189535)
+
+
+@triton.jit
+def leading_bits(x):
+    """The first 12 bits of a float32's significand: what is left over has 12, and products of such are exact."""
+    return (x.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def two_parts(x):
+    """A number of any floating type as a float32 and the float32 that is missing."""
+    high = x.to(tl.float32)
+    return high, (x - high.to(x.dtype)).to(tl.float32)
+
+
+@triton.jit
+def reduced_product(p, p_rest, w, w_rest):
+    """(p + p_rest) * (w + w_rest) less a whole number of turns, in float32 throughout."""
+    p1 = leading_bits(p)
+    p2 = p - p1
+    w1 = leading_bits(w)
+    w2 = w - w1
+    largest = p1 * w1
+    turns = tl.floor(largest * TURNS + 0.5)
+    reduced = ((largest - turns * TURN_1) - turns * TURN_2) - turns * TURN_3
+    return reduced + (p1 * w2 + p2 * w1 + (p2 * w2 + (p_rest * w + p * w_rest)))
+
+
+@triton.jit
+def cos_sin(angle):
+    """Cosine and sine of an angle of a few hundred radians at most.
+
+    One reduction to an eighth of a turn serves both. The polynomials are those of sinf.c and cosf.c of the Cephes
+    library (S. L. Moshier); their error there is below 1e-7.
+    """
+    quarters = tl.floor(angle * (4 * TURNS) + 0.5)
+    x = ((angle - quarters * (TURN_1 / 4)) - quarters * (TURN_2 / 4)) - quarters * (TURN_3 / 4)
+    z = x * x
+    s = x + x * z * (-1.6666654611e-1 + z * (8.3321608736e-3 - z * 1.9515295891e-4))
+    c = 1.0 - 0.5 * z + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5))
+    quadrant = quarters.to(tl.int32) & 3
+    odd = (quadrant & 1) == 1
+    cos = tl.where(odd, s, c)
+    sin = tl.where(odd, c, s)
+    cos = tl.where((quadrant == 1) | (quadrant == 2), -cos, cos)
+    sin = tl.where(quadrant >= 2, -sin, sin)
+    return cos, sin
+
+
+@triton.jit
+def base_of(x, batch, head, strides):
+    """Pointer to a sample's and head's rows; in 64 bits, because whole batches can be that large."""
+    return x + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+
+
+@triton.jit
+def position(coordinates, batch, token, exists, axis, prefix, strides, WIDE: tl.constexpr):
+    """One coordinate of the tokens in two parts; 0 for those in front of the first that has a position."""
+    row = token - prefix
+    if WIDE:
+        row = row.to(tl.int64)
+    pointers = coordinates + batch.to(tl.int64) * strides[0] + row * strides[1] + axis * strides[2]
+    return two_parts(tl.load(pointers, mask=exists & (token >= prefix), other=0.0))
+
+
+@triton.jit
+def wave_number(freqs, head, plane, axis, strides, rotary_heads, PLANES: tl.constexpr):
+    """One component of the wave vectors of a head in two parts; 0 where nothing rotates."""
+    pointers = freqs + head * strides[0] + plane * strides[1] + axis * strides[2]
+    return two_parts(tl.load(pointers, mask=(plane < PLANES) & (head < rotary_heads), other=0.0))
+
+
+@triton.jit
+def rotation(
+    cos,
+    sin,
+    coordinates,
+    freqs,
+    cos_strides,
+    sin_strides,
+    coordinates_strides,
+    freqs_strides,
+    batch,
+    head,
+    token,
+    exists,
+    plane,
+    rotary_heads,
+    prefix,
+    AXES: tl.constexpr,
+    PLANES: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Cosines and sines of a block of tokens and planes: loaded if given, else computed from positions."""
+    if cos is not None:
+        mask = exists[:, None] & (plane < PLANES)[None, :]
+        rows = token.to(tl.int64) if WIDE else token
+        c_base = base_of(cos, batch, head, cos_strides)
+        s_base = base_of(sin, batch, head, sin_strides)
+        c = tl.load(c_base + rows[:, None] * cos_strides[2] + plane[None, :] * cos_strides[3], mask=mask, other=1.0)
+        s = tl.load(s_base + rows[:, None] * sin_strides[2] + plane[None, :] * sin_strides[3], mask=mask, other=0.0)
+        return c.to(tl.float32), s.to(tl.float32)
+    else:
+        angle = tl.zeros((token.shape[0], plane.shape[0]), tl.float32)
+        for axis in tl.static_range(AXES):
+            p, p_rest = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
+            w, w_rest = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
+            angle += reduced_product(p[:, None], p_rest[:, None], w[None, :], w_rest[None, :])
+        return cos_sin(angle)
+
+
+@triton.jit
+def half_channels(plane, CHANNELS: tl.constexpr, PLANES: tl.constexpr):
+    """The two channels of every pair in the half layout; what does not rotate is paired up likewise behind."""
+    if CHANNELS == 2 * PLANES:
+        return plane, plane + PLANES
+    else:
+        rest = plane - PLANES
+        behind = 2 * PLANES + rest
+        rotates = plane < PLANES
+        return (
+            tl.where(rotates, plane, behind),
+            tl.where(rotates, plane + PLANES, behind + (CHANNELS - 2 * PLANES + 1) // 2),
+        )
+
+
+@triton.jit
+def half_mask(exists, plane, channel, CHANNELS: tl.constexpr):
+    """Which elements of one channel of every pair exist."""
+    return exists[:, None] & ((plane < (CHANNELS + 1) // 2) & (channel < CHANNELS))[None, :]
+
+
+@triton.jit
+def load_pairs(
+    base,
+    token,
+    exists,
+    plane,
+    strides,
+    CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """First and second channels of all pairs of a block of tokens, float32."""
+    rows = token.to(tl.int64) if WIDE else token
+    row_pointers = base + rows[:, None] * strides[2]
+    if INTERLEAVED:
+        channel = tl.arange(0, 2 * plane.shape[0])
+        mask = exists[:, None] & (channel < CHANNELS)[None, :]
+        tile = tl.load(row_pointers + channel[None, :] * strides[3], mask=mask, other=0.0).to(tl.float32)
+        return tl.split(tl.reshape(tile, (token.shape[0], plane.shape[0], 2)))
+    else:
+        first, second = half_channels(plane, CHANNELS, PLANES)
+        a = tl.load(
+            row_pointers + first[None, :] * strides[3], mask=half_mask(exists, plane, first, CHANNELS), other=0.0
+        )
+        b = tl.load(
+            row_pointers + second[None, :] * strides[3], mask=half_mask(exists, plane, second, CHANNELS), other=0.0
+        )
+        return a.to(tl.float32), b.to(tl.float32)
+
+
+@triton.jit
+def store_pairs(
+    base,
+    token,
+    exists,
+    plane,
+    strides,
+    a,
+    b,
+    CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The reverse of :func:`load_pairs`, rounding to the result's dtype."""
+    rows = token.to(tl.int64) if WIDE else token
+    row_pointers = base + rows[:, None] * strides[2]
+    if INTERLEAVED:
+        channel = tl.arange(0, 2 * plane.shape[0])
+        mask = exists[:, None] & (channel < CHANNELS)[None, :]
+        tile = tl.reshape(tl.join(a, b), (token.shape[0], 2 * plane.shape[0]))
+        tl.store(row_pointers + channel[None, :] * strides[3], tile.to(base.dtype.element_ty), mask=mask)
+    else:
+        first, second = half_channels(plane, CHANNELS, PLANES)
+        first_mask = half_mask(exists, plane, first, CHANNELS)
+        second_mask = half_mask(exists, plane, second, CHANNELS)
+        tl.store(row_pointers + first[None, :] * strides[3], a.to(base.dtype.element_ty), mask=first_mask)
+        tl.store(row_pointers + second[None, :] * strides[3], b.to(base.dtype.element_ty), mask=second_mask)
+
+
+@triton.jit
+def rotate_forward(
+    q,
+    k,
+    q_out,
+    k_out,
+    cos,
+    sin,
+    coordinates,
+    freqs,
+    q_strides,
+    k_strides,
+    q_out_strides,
+    k_out_strides,
+    cos_strides,
+    sin_strides,
+    coordinates_strides,
+    freqs_strides,
+    heads,
+    tokens,
+    rotary_heads,
+    prefix,
+    CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr,
+    AXES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Turn q, and k if there is one, by the same angles."""
+    head = tl.program_id(0) % heads
+    batch = tl.program_id(1)
+    token = tl.program_id(0) // heads * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = token < tokens
+    plane = tl.arange(0, BLOCK_P)
+    c, s = rotation(
+        cos,
+        sin,
+        coordinates,
+        freqs,
+        cos_strides,
+        sin_strides,
+        coordinates_strides,
+        freqs_strides,
+        batch,
+        head,
+        token,
+        exists,
+        plane,
+        rotary_heads,
+        prefix,
+        AXES,
+        PLANES,
+        WIDE,
+    )
+    q_base = base_of(q, batch, head, q_strides)
+    a, b = load_pairs(q_base, token, exists, plane, q_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
+    q_out_base = base_of(q_out, batch, head, q_out_strides)
+    store_pairs(
+        q_out_base,
+        token,
+        exists,
+        plane,
+        q_out_strides,
+        a * c - b * s,
+        a * s + b * c,
+        CHANNELS,
+        PLANES,
+        INTERLEAVED,
+        WIDE,
+    )
+    if k is not None:
+        k_base = base_of(k, batch, head, k_strides)
+        a, b = load_pairs(k_base, token, exists, plane, k_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
+        k_out_base = base_of(k_out, batch, head, k_out_strides)
+        store_pairs(
+            k_out_base,
+            token,
+            exists,
+            plane,
+            k_out_strides,
+            a * c - b * s,
+            a * s + b * c,
+            CHANNELS,
+            PLANES,
+            INTERLEAVED,
+            WIDE,
+        )
+
+
+@triton.jit
+def turn_back(
+    x,
+    grad,
+    dx,
+    x_strides,
+    grad_strides,
+    dx_strides,
+    c,
+    s,
+    batch,
+    head,
+    token,
+    exists,
+    plane,
+    CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Store the gradient of x; with x also the sums <g, x> and <g, i x> of every pair, which the angles need."""
+    grad_base = base_of(grad, batch, head, grad_strides)
+    g, h = load_pairs(grad_base, token, exists, plane, grad_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
+    dx_base = base_of(dx, batch, head, dx_strides)
+    store_pairs(
+        dx_base,
+        token,
+        exists,
+        plane,
+        dx_strides,
+        g * c + h * s,
+        h * c - g * s,
+        CHANNELS,
+        PLANES,
+        INTERLEAVED,
+        WIDE,
+    )
+    if x is not None:
+        x_base = base_of(x, batch, head, x_strides)
+        a, b = load_pairs(x_base, token, exists, plane, x_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
+        return g * a + h * b, h * a - g * b
+    else:
+        return c * 0.0, c * 0.0
+
+
+@triton.jit
+def rotate_backward(
+    q,
+    k,
+    grad_q,
+    grad_k,
+    dq,
+    dk,
+    cos,
+    sin,
+    coordinates,
+    freqs,
+    dcos,
+    dsin,
+    dcoordinates,
+    dfreqs,
+    q_strides,
+    k_strides,
+    grad_q_strides,
+    grad_k_strides,
+    dq_strides,
+    dk_strides,
+    cos_strides,
+    sin_strides,
+    coordinates_strides,
+    freqs_strides,
+    dcos_strides,
+    dcoordinates_strides,
+    dfreqs_strides,
+    heads,
+    tokens,
+    rotary_heads,
+    prefix,
+    CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr,
+    AXES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Gradients of q and k, and of whatever the angles came from.
+
+    Wave vectors are shared by tokens and coordinates by heads: every program stores its own share, and the shares
+    are summed afterwards, so the result does not depend on the order of programs.
+    """
+    head = tl.program_id(0) % heads
+    block = tl.program_id(0) // heads
+    batch = tl.program_id(1)
+    token = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = token < tokens
+    plane = tl.arange(0, BLOCK_P)
+    c, s = rotation(
+        cos,
+        sin,
+        coordinates,
+        freqs,
+        cos_strides,
+        sin_strides,
+        coordinates_strides,
+        freqs_strides,
+        batch,
+        head,
+        token,
+        exists,
+        plane,
+        rotary_heads,
+        prefix,
+        AXES,
+        PLANES,
+        WIDE,
+    )
+    real, imaginary = turn_back(
+        q,
+        grad_q,
+        dq,
+        q_strides,
+        grad_q_strides,
+        dq_strides,
+        c,
+        s,
+        batch,
+        head,
+        token,
+        exists,
+        plane,
+        CHANNELS,
+        PLANES,
+        INTERLEAVED,
+        WIDE,
+    )
+    if grad_k is not None:
+        k_real, k_imaginary = turn_back(
+            k,
+            grad_k,
+            dk,
+            k_strides,
+            grad_k_strides,
+            dk_strides,
+            c,
+            s,
+            batch,
+            head,
+            token,
+            exists,
+            plane,
+            CHANNELS,
+            PLANES,
+            INTERLEAVED,
+            WIDE,
+        )
+        real += k_real
+        imaginary += k_imaginary
+    if dcos is not None:
+        mask = exists[:, None] & (plane < PLANES)[None, :]
+        offsets = token[:, None].to(tl.int64) * dcos_strides[2] + plane[None, :]
+        tl.store(base_of(dcos, batch, head, dcos_strides) + offsets, real, mask=mask)
+        tl.store(base_of(dsin, batch, head, dcos_strides) + offsets, imaginary, mask=mask)
+    # The angle's derivative is <g, i R x>, with R = c + i s.
+    dangle = imaginary * c - real * s
+    if dfreqs is not None:
+        pointers = dfreqs + batch.to(tl.int64) * dfreqs_strides[0] + block.to(tl.int64) * dfreqs_strides[1]
+        pointers += head * dfreqs_strides[2] + plane * dfreqs_strides[3]
+        rotates = (plane < PLANES) & (head < rotary_heads)
+        for axis in tl.static_range(AXES):
+            p, p_rest = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
+            tl.store(pointers + axis, tl.sum(dangle * p[:, None], 0), mask=rotates)
+    if dcoordinates is not None:
+        rows = (token - prefix).to(tl.int64) * dcoordinates_strides[2]
+        pointers = base_of(dcoordinates, batch, head, dcoordinates_strides) + rows
+        for axis in tl.static_range(AXES):
+            w, w_rest = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
+            tl.store(pointers + axis, tl.sum(dangle * w[None, :], 1), mask=exists & (token >= prefix))

@@ -1,0 +1,50 @@
+"""The same results on a CUDA device as on the CPU."""
+
+import pytest
+import torch
+from RoSE import MultiResolutionBlock, RoSEMultiHeadCrossAttention, RotarySpatialEmbedding
+from rose_cases import LAYOUTS, to_layout
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradients(dtype: torch.dtype, interleaved: bool, layout: str) -> None:
+    torch.manual_seed(0)
+    embedding = RotarySpatialEmbedding(64, 4, 2, interleaved=interleaved, rotary_ratio=0.75)
+    x = to_layout(torch.randn(2, 300, 64, dtype=dtype), 4, layout)
+    results = []
+    for device in ("cpu", "cuda"):
+        embedding.to(device).zero_grad()
+        leaf = x.detach().to(device).requires_grad_()
+        out = embedding(leaf, (0.7, 1.3), (20, 15), layout=layout)
+        out.float().square().sum().backward()
+        results.append((out.detach().cpu(), leaf.grad.cpu(), embedding.freqs.grad.cpu()))
+    tolerance = {"rtol": 1e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(results[1], results[0], **tolerance)
+
+
+def test_modules() -> None:
+    attention = RoSEMultiHeadCrossAttention(64, 4, 2, scale=0.25)
+    block = MultiResolutionBlock(64, 4, 2)
+    q = torch.randn(2, 20, 64)
+    expected = attention(q, q, 0.5, (4, 5)), attention.attend(q, q, q, 0.5, (4, 5)), block(q, 0.5, (4, 5))
+    attention.cuda(), block.cuda()
+    q = q.cuda()
+    got = attention(q, q, 0.5, (4, 5)), attention.attend(q, q, q, 0.5, (4, 5)), block(q, 0.5, (4, 5))
+    torch.testing.assert_close([t.cpu() for t in got], list(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_far_origins_and_autocast() -> None:
+    embedding = RotarySpatialEmbedding(64, 4, 2).cuda()
+    x = torch.randn(1, 50, 64, device="cuda")
+    where = torch.rand(50, 2, dtype=torch.float64) + 1e5
+    expected = embedding(x, coordinates=where.cuda())
+    torch.testing.assert_close(expected.cpu(), embedding.cpu()(x.cpu(), coordinates=where), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(embedding.cuda()(x, coordinates=where.cuda()), expected)
