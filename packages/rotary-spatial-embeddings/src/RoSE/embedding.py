@@ -108,7 +108,7 @@ class RotarySpatialEmbedding(nn.Module):
         self.reference_spacing = tuple(
             require_per_axis("reference_spacing", reference_spacing, spatial_dims, positive=True)
         )
-        self.wavelengths = _require_wavelengths(wavelengths, self.reference_spacing)
+        self.wavelengths = frequencies.require_wavelengths(wavelengths, self.reference_spacing)
         self.rotary_partition = require_choice("rotary_partition", rotary_partition, ("channels", "heads"))
         self.interleaved = interleaved
         if spacing_transform is not None:
@@ -399,20 +399,3 @@ class RotarySpatialEmbedding(nn.Module):
 def _part(whole: int, ratio: float) -> int:
     """``ratio`` of ``whole``, rounded half up, and at least one for any ratio above zero."""
     return max(math.floor(ratio * whole + 0.5), 1) if ratio > 0 else 0
-
-
-def _require_wavelengths(
-    wavelengths: tuple[float, float] | None, reference_spacing: tuple[float, ...]
-) -> tuple[float, float] | None:
-    if wavelengths is None:
-        return None
-    if not isinstance(wavelengths, (tuple, list)) or len(wavelengths) != 2:
-        raise TypeError(f"wavelengths must be a pair (shortest, longest); got {wavelengths!r}")
-    shortest, longest = (require_real("wavelengths", w, above=0.0) for w in wavelengths)
-    if shortest > longest:
-        raise ValueError(f"wavelengths must be (shortest, longest); got {wavelengths}")
-    if any(r != 1.0 for r in reference_spacing):
-        raise ValueError(
-            f"wavelengths are in physical units already, so reference_spacing must stay 1; got {reference_spacing}"
-        )
-    return shortest, longest

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .validation import require_real
+
 SCALINGS = ("none", "linear", "sqrt", "adaptive")
 DIRECTIONS = ("axial", "mixed", "uniform")
 
@@ -166,3 +168,21 @@ def _additive_sequence(count: int, dims: int) -> Tensor:
 def per_axis_units(freqs: Tensor, reference_spacing: Sequence[float]) -> Tensor:
     """Turn radians per reference spacing into radians per physical unit, axis by axis."""
     return freqs / torch.tensor(reference_spacing, dtype=freqs.dtype, device=freqs.device)
+
+
+def require_wavelengths(
+    wavelengths: tuple[float, float] | None, reference_spacing: tuple[float, ...]
+) -> tuple[float, float] | None:
+    """Return wavelengths if they are a pair in order and nothing else sets the unit."""
+    if wavelengths is None:
+        return None
+    if not isinstance(wavelengths, (tuple, list)) or len(wavelengths) != 2:
+        raise TypeError(f"wavelengths must be a pair (shortest, longest); got {wavelengths!r}")
+    shortest, longest = (require_real("wavelengths", w, above=0.0) for w in wavelengths)
+    if shortest > longest:
+        raise ValueError(f"wavelengths must be (shortest, longest); got {wavelengths}")
+    if any(r != 1.0 for r in reference_spacing):
+        raise ValueError(
+            f"wavelengths are in physical units already, so reference_spacing must stay 1; got {reference_spacing}"
+        )
+    return shortest, longest
