@@ -117,6 +117,7 @@ def token_backward(
     BLOCK_C: tl.constexpr,
     WINDOW: tl.constexpr,
     PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Gradients of the keys (and, for pool, values and normalisers) of a tile of tokens."""
@@ -170,10 +171,10 @@ def token_backward(
             c0[:, None], c1[:, None], c2[:, None], j0[None, :], j1[None, :], j2[None, :], RADIUS, AXES
         )
         visible = visible & there[None, :] & takes_part[:, None]
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale
         scores = add_bias(scores, bias, head, entry, visible, WINDOW)
         scores = tl.where(visible, scores - normaliser[:, None], -float("inf"))
-        products = tl.dot(x_tile, tl.trans(y_tile), input_precision="ieee")
+        products = tl.dot(x_tile, tl.trans(y_tile), input_precision=PRECISION)
         if POOL:
             mass = load_scalars(log_mass, batch, head, group, log_mass_strides, there)
             # An empty group has no members to send anything to.
@@ -182,12 +183,12 @@ def token_backward(
             group_delta = load_scalars(delta, batch, head, group, delta_strides, there)
             dscores = weights * (products - group_delta[None, :])
             received += tl.sum(dscores, 1)
-            dx_tile = tl.dot(weights.to(PRODUCT), y_tile, dx_tile, input_precision="ieee")
+            dx_tile = tl.dot(weights.to(PRODUCT), y_tile, dx_tile, input_precision=PRECISION)
             if OWN_LSE:
-                expected_q = tl.dot(tl.exp(scores).to(PRODUCT), q_tile, expected_q, input_precision="ieee")
+                expected_q = tl.dot(tl.exp(scores).to(PRODUCT), q_tile, expected_q, input_precision=PRECISION)
         else:
             dscores = tl.exp(scores) * (products - token_delta[:, None])
-        dk_tile = tl.dot(dscores.to(PRODUCT), q_tile, dk_tile, input_precision="ieee")
+        dk_tile = tl.dot(dscores.to(PRODUCT), q_tile, dk_tile, input_precision=PRECISION)
 
     if POOL:
         token_delta = -received
@@ -253,6 +254,7 @@ def group_backward(
     WINDOW: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Gradients of the queries (and, for assign, values) of a tile of groups, and its share of the bias table's."""
@@ -302,10 +304,10 @@ def group_backward(
             c0[None, :], c1[None, :], c2[None, :], j0[:, None], j1[:, None], j2[:, None], RADIUS, AXES
         )
         visible = visible & there[:, None] & takes_part[None, :]
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale
         scores = add_bias(scores, bias, head, entry, visible, WINDOW)
         scores = tl.where(visible, scores - normaliser[None, :], -float("inf"))
-        products = tl.dot(y_tile, tl.trans(x_tile), input_precision="ieee")
+        products = tl.dot(y_tile, tl.trans(x_tile), input_precision=PRECISION)
         if POOL:
             dscores = tl.exp(scores - mass[:, None]) * (products - group_delta[:, None])
             if OWN_LSE:
@@ -315,8 +317,8 @@ def group_backward(
             weights = tl.exp(scores)
             token_delta = load_scalars(per_token, batch, head, token, per_token_strides, exists)
             dscores = weights * (products - token_delta[None, :])
-            dy_tile = tl.dot(weights.to(PRODUCT), x_tile, dy_tile, input_precision="ieee")
-        dq_tile = tl.dot(dscores.to(PRODUCT), k_tile, dq_tile, input_precision="ieee")
+            dy_tile = tl.dot(weights.to(PRODUCT), x_tile, dy_tile, input_precision=PRECISION)
+        dq_tile = tl.dot(dscores.to(PRODUCT), k_tile, dq_tile, input_precision=PRECISION)
         if bias is not None:
             # Pairs that are not visible have dscores 0, so it does not matter which entry they name.
             for w in range(WINDOW):

@@ -66,6 +66,7 @@ def token_forward(
     BLOCK_C: tl.constexpr,
     WINDOW: tl.constexpr,
     PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Normalisers of a tile of tokens, and with ``u`` the groups' values as the tokens mix them."""
@@ -107,7 +108,7 @@ def token_forward(
             c0[:, None], c1[:, None], c2[:, None], j0[None, :], j1[None, :], j2[None, :], RADIUS, AXES
         )
         visible = visible & there[None, :]
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale
         scores = add_bias(scores, bias, head, entry, visible, WINDOW)
         scores = tl.where(visible, scores, -float("inf"))
         now = tl.maximum(highest, tl.max(scores, 1))
@@ -119,7 +120,7 @@ def token_forward(
             u_rows = row_offsets(u, batch, head, u_strides)
             u_tile = load_rows(u_rows, group, u_strides, there, C, BLOCK_C, WIDE).to(PRODUCT)
             mixed = mixed * rescale[:, None]
-            mixed = tl.dot(weights.to(PRODUCT), u_tile, mixed, input_precision="ieee")
+            mixed = tl.dot(weights.to(PRODUCT), u_tile, mixed, input_precision=PRECISION)
 
     # Slots without a token see nothing; whatever is computed for them is not stored.
     total = tl.where(total == 0.0, 1.0, total)
@@ -169,6 +170,7 @@ def group_forward(
     BLOCK_C: tl.constexpr,
     WINDOW: tl.constexpr,
     PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Averages over the members of a tile of groups, and the logarithms of the groups' masses."""
@@ -210,7 +212,7 @@ def group_forward(
             c0[None, :], c1[None, :], c2[None, :], j0[:, None], j1[:, None], j2[:, None], RADIUS, AXES
         )
         visible = visible & there[:, None] & takes_part[None, :]
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale
         scores = add_bias(scores, bias, head, entry, visible, WINDOW)
         scores = tl.where(visible, scores - normaliser[None, :], -float("inf"))
         now = tl.maximum(highest, tl.max(scores, 1))
@@ -218,7 +220,7 @@ def group_forward(
         rescale = tl.exp(highest - now)
         total = total * rescale + tl.sum(weights, 1)
         highest = now
-        summed = tl.dot(weights.to(PRODUCT), v_tile, summed * rescale[:, None], input_precision="ieee")
+        summed = tl.dot(weights.to(PRODUCT), v_tile, summed * rescale[:, None], input_precision=PRECISION)
 
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)

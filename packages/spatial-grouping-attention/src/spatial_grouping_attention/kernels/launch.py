@@ -17,6 +17,10 @@ from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, toke
 # What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
 _PRODUCT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
+# Three products of halves of the mantissa: float32's accuracy on tensor cores. Plain float32 has none, and blocks of
+# these sizes would spill most of their registers.
+_PRECISION = "ieee" if INTERPRETED else "tf32x3"
+
 # Offsets within one sample and head fit 32 bits below this.
 _NARROW = 2**31
 
@@ -60,7 +64,7 @@ class Call:
             box = self.layout.box(plan.tile)
             self._launch(kernel, plan, self.layout.token_programs(plan.tile), tensors, BOX=box, **constants)
 
-        plans = token_plans(self.layout, max(self.head_size, self.value_size))
+        plans = token_plans(self.layout, self._row_bytes())
         choose(self._class(kernel, tensors, constants), plans, run)
 
     def group_pass(self, kernel: Any, tensors: dict[str, Tensor | None], **constants: Any) -> Tensor | None:
@@ -77,9 +81,12 @@ class Call:
                 shares[:] = [more["dbias"]]
             self._launch(kernel, plan, programs, tensors, **more, **constants)
 
-        plans = group_plans(self.layout, max(self.head_size, self.value_size))
+        plans = group_plans(self.layout, self._row_bytes())
         choose(self._class(kernel, tensors, constants), plans, run)
         return shares[0].sum((0, 1)) if with_bias else None
+
+    def _row_bytes(self) -> int:
+        return _padded(max(self.head_size, self.value_size)) * self.dtype.itemsize
 
     def _shares(self, programs: Triple) -> Tensor:
         """Room for what every program adds to the gradient of its head's table."""
@@ -121,6 +128,7 @@ class Call:
             BLOCK_C=_padded(self.value_size),
             WINDOW=layout.window,
             PRODUCT=tl.float32 if INTERPRETED else _PRODUCT[self.dtype],
+            PRECISION=_PRECISION,
             WIDE=any(_extent(x) >= _NARROW for x in operands.values() if x is not None),
             **constants,
             **plan.options,

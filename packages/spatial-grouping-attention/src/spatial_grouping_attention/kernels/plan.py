@@ -21,26 +21,36 @@ from .relation import program
 # Whether the kernels were built for the interpreter, which triton decides once, at their definition.
 INTERPRETED = not isinstance(program, JITFunction)
 
-# Tiles of fine tokens by number of axes. A tile's own cells should outnumber the halo of groups they share.
-TOKEN_TILES: dict[int, tuple[Triple, ...]] = {
-    1: ((1, 1, 64), (1, 1, 128)),
-    2: ((1, 8, 8), (1, 8, 16)),
-    3: ((4, 4, 4), (4, 4, 8)),
+# Tiles of fine tokens by number of axes, and warps that share one, smallest first. A tile's own cells should outnumber
+# the halo of groups around them.
+TOKEN_TILES: dict[int, tuple[tuple[Triple, int], ...]] = {
+    1: (((1, 1, 32), 4), ((1, 1, 64), 4), ((1, 1, 64), 8), ((1, 1, 128), 8)),
+    2: (((1, 4, 8), 4), ((1, 8, 8), 4), ((1, 8, 8), 8), ((1, 8, 16), 8)),
+    3: (((2, 4, 4), 4), ((4, 4, 4), 4), ((4, 4, 4), 8), ((4, 4, 8), 8)),
 }
 
-# Tiles of groups by number of axes. A group brings stride**axes tokens, so these are smaller.
-GROUP_TILES: dict[int, tuple[Triple, ...]] = {
-    1: ((1, 1, 16), (1, 1, 32), (1, 1, 64)),
-    2: ((1, 4, 4), (1, 4, 8), (1, 8, 8)),
-    3: ((2, 2, 4), (2, 4, 4), (4, 4, 4)),
+# Tiles of groups likewise. A group brings stride**axes tokens, so these are smaller.
+GROUP_TILES: dict[int, tuple[tuple[Triple, int], ...]] = {
+    1: (((1, 1, 16), 4), ((1, 1, 32), 4), ((1, 1, 64), 4), ((1, 1, 64), 8)),
+    2: (((1, 4, 4), 4), ((1, 4, 8), 4), ((1, 8, 8), 4), ((1, 8, 8), 8)),
+    3: (((2, 2, 4), 4), ((2, 4, 4), 4), ((4, 4, 4), 4), ((4, 4, 4), 8)),
 }
+
+# Bytes of a tile's rows, and of the other side's rows per step, above which ptxas reports many spilled registers
+# for sm_80 and sm_90 (benchmarks/compile_report.py).
+TOKEN_TILE_BYTES = 16384
+GROUP_TILE_BYTES = 8192
+STEP_BYTES = 8192
+
+# Rows of the other side per step at most: beyond this, tiles see too few of them.
+STEP_ROWS = 64
+
+# Steps whose loads are in flight at once.
+STAGES = 2
 
 # The interpreter pays per operation, not per element: few programs and few steps, yet several of each.
 INTERPRETED_TILES: dict[int, Triple] = {1: (1, 1, 16), 2: (1, 4, 8), 3: (2, 4, 4)}
 INTERPRETED_ROWS = 64
-
-# Rows of the other side per step: more would spill registers, fewer starve the tensor cores.
-ROWS = 64
 
 # Products need this many rows and columns.
 SMALLEST_PRODUCT = 16
@@ -61,24 +71,31 @@ class Plan:
         return {} if INTERPRETED else {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-def token_plans(layout: Layout, channels: int) -> list[Plan]:
-    """Candidates of a token pass for rows of at most ``channels`` channels."""
+def token_plans(layout: Layout, row_bytes: int) -> list[Plan]:
+    """Candidates of a token pass, for rows of at most ``row_bytes``."""
     if INTERPRETED:
         return [Plan(INTERPRETED_TILES[layout.ndim], INTERPRETED_ROWS, 4, 1)]
     plans = []
-    for tile in TOKEN_TILES[layout.ndim]:
-        rows = triton.next_power_of_2(math.prod(layout.box(tile)))
-        block = max(SMALLEST_PRODUCT, min(rows, ROWS if channels <= 64 else ROWS // 2))
-        plans += [Plan(tile, block, warps, 2) for warps in (4, 8)]
+    for tile, warps in _small_enough(TOKEN_TILES[layout.ndim], TOKEN_TILE_BYTES // row_bytes):
+        seen = int(triton.next_power_of_2(math.prod(layout.box(tile))))
+        plans.append(Plan(tile, max(SMALLEST_PRODUCT, min(seen, _step(row_bytes))), warps, STAGES))
     return plans
 
 
-def group_plans(layout: Layout, channels: int) -> list[Plan]:
-    """Candidates of a group pass for rows of at most ``channels`` channels."""
+def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
+    """Candidates of a group pass, for rows of at most ``row_bytes``."""
     if INTERPRETED:
         return [Plan(INTERPRETED_TILES[layout.ndim], INTERPRETED_ROWS, 4, 1)]
-    block = ROWS if channels <= 64 else ROWS // 2
-    return [Plan(tile, block, 4, stages) for tile in GROUP_TILES[layout.ndim] for stages in (1, 2)]
+    tiles = _small_enough(GROUP_TILES[layout.ndim], GROUP_TILE_BYTES // row_bytes)
+    return [Plan(tile, _step(row_bytes), warps, STAGES) for tile, warps in tiles]
+
+
+def _small_enough(tiles: tuple[tuple[Triple, int], ...], rows: int) -> list[tuple[Triple, int]]:
+    return [tiles[0], *((tile, warps) for tile, warps in tiles[1:] if math.prod(tile) <= rows)]
+
+
+def _step(row_bytes: int) -> int:
+    return min(STEP_ROWS, STEP_BYTES // row_bytes)
 
 
 _CHOSEN: dict[Hashable, Plan] = {}

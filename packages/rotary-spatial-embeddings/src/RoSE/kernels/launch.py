@@ -1,0 +1,104 @@
+"""The kernels as functions of tensors: allocate shares, describe operands, launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from . import device
+
+# Channels of a block of tokens. A rotation does little else than move bytes, so one size serves every case: large
+# enough for wide loads by 128 threads, small enough that nothing spills.
+_BLOCK_CHANNELS = 4096
+
+# Offsets within one sample and head fit 32 bits below this.
+_NARROW = 2**31
+
+
+def block_of_tokens(channels: int) -> int:
+    """Tokens per program."""
+    return int(max(1, min(128, _BLOCK_CHANNELS // (2 * _padded_planes(channels)))))
+
+
+def rotate(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, angles: dict[str, Any], interleaved: bool
+) -> None:
+    """Turn (B, H, N, D) tensors; ``angles`` as :func:`given` or :func:`computed` describe them."""
+    tensors = {"q": q, "k": k, "q_out": q_out, "k_out": k_out}
+    _launch(device.rotate_forward, q, tensors, angles, interleaved)
+
+
+def rotate_backward(
+    x: tuple[Tensor | None, Tensor | None],
+    grads: tuple[Tensor, Tensor | None],
+    results: tuple[Tensor, Tensor | None],
+    shares: dict[str, Tensor | None],
+    angles: dict[str, Any],
+    interleaved: bool,
+) -> None:
+    """Turn gradients back; ``shares`` holds what to fill for the gradients of the angles."""
+    tensors = {"q": x[0], "k": x[1], "grad_q": grads[0], "grad_k": grads[1], "dq": results[0], "dk": results[1]}
+    _launch(device.rotate_backward, grads[0], tensors | shares, angles, interleaved)
+
+
+def given(cos: Tensor, sin: Tensor) -> dict[str, Any]:
+    """Angles by their cosines and sines, (B, H, N, planes) by strides."""
+    return {
+        "cos": cos,
+        "sin": sin,
+        "coordinates": None,
+        "freqs": None,
+        "rotary_heads": cos.shape[1],
+        "prefix": 0,
+        "PLANES": cos.shape[-1],
+        "AXES": 0,
+    }
+
+
+def computed(coordinates: Tensor, freqs: Tensor, prefix: int) -> dict[str, Any]:
+    """Angles by positions (B, N - prefix, axes) and wave vectors (heads, planes, axes)."""
+    return {
+        "cos": None,
+        "sin": None,
+        "coordinates": coordinates,
+        "freqs": freqs,
+        "rotary_heads": freqs.shape[0],
+        "prefix": prefix,
+        "PLANES": freqs.shape[1],
+        "AXES": freqs.shape[2],
+    }
+
+
+def _launch(
+    kernel: Any, like: Tensor, tensors: dict[str, Tensor | None], angles: dict[str, Any], interleaved: bool
+) -> None:
+    batch, heads, tokens, channels = like.shape
+    operands = tensors | angles
+    strides = {
+        name: None if (x := operands[name.removesuffix("_strides")]) is None else x.stride()
+        for name in kernel.arg_names
+        if name.endswith("_strides")
+    }
+    block = block_of_tokens(channels)
+    kernel[heads * triton.cdiv(tokens, block), batch](
+        **operands,
+        **strides,
+        heads=heads,
+        tokens=tokens,
+        CHANNELS=channels,
+        BLOCK_N=block,
+        BLOCK_P=_padded_planes(channels),
+        INTERLEAVED=interleaved,
+        WIDE=any(_extent(x) >= _NARROW for x in operands.values() if isinstance(x, Tensor)),
+    )
+
+
+def _padded_planes(channels: int) -> int:
+    return int(triton.next_power_of_2((channels + 1) // 2))
+
+
+def _extent(x: Tensor) -> int:
+    """Distance in elements from the first to the last of one sample and head."""
+    return sum((n - 1) * s for n, s in zip(x.shape[-2:], x.stride()[-2:], strict=True))
