@@ -29,6 +29,11 @@ def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = 
     session.install("-c", str(CONSTRAINTS), *requirements, *listed)
 
 
+def install_peers(session: nox.Session) -> None:
+    """Install the libraries that RoSE must agree with; their requirements would bring in another torch."""
+    install(session, "--no-deps", "timm", "torchvision", "rotary-embedding-torch")
+
+
 def build(session: nox.Session, *packages: Path) -> list[str]:
     """Build wheels of packages and return their paths."""
     session.install("hatchling")
@@ -76,6 +81,7 @@ def tests_rose(session: nox.Session) -> None:
     session.run("python", "-W", "error", "-c", "import RoSE; print('RoSE', RoSE.__version__)")
     session.run("python", "-c", "import importlib.util as u; assert u.find_spec('spatial_grouping_attention') is None")
     install(session, groups=("test",))
+    install_peers(session)
     run_tests(session, ROSE / "tests")
 
 
@@ -98,6 +104,7 @@ def tests_attention(session: nox.Session) -> None:
 def tests_pair(session: nox.Session) -> None:
     """Both test suites in one environment, and the programs and code blocks of the documentation."""
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
+    install_peers(session)
     run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "docs")
 
 

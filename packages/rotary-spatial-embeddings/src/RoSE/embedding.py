@@ -303,13 +303,55 @@ class RotarySpatialEmbedding(nn.Module):
         Returns:
             The rotated tensors, in order.
         """
-        if not self.freqs.numel():
-            return features
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32)
+        cos, sin = self.angles(positions, dtype, num_prefix_tokens=num_prefix_tokens)
+        return tuple(self.rotate(x, cos, sin, layout=layout) for x in features)
+
+    def angles(
+        self, positions: Tensor, dtype: torch.dtype = torch.float32, *, num_prefix_tokens: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every angle at positions from :meth:`positions`.
+
+        Together with :meth:`rotate` this is what :meth:`forward` does, for callers that rotate different features
+        at the same positions again and again.
+
+        Args:
+            positions: ``(tokens, N)`` or ``(batch, tokens, N)``, used as they are.
+            dtype: Of the results, float32 or float64.
+            num_prefix_tokens: Leading tokens without position; their angles are zero.
+
+        Returns:
+            Two tensors ``(..., prefix + tokens, heads, planes)``; the heads are those that rotate.
+        """
         # A token at the origin turns by exactly zero: prefix tokens are put there.
         padded = F.pad(positions, (0, 0, num_prefix_tokens, 0))
-        angles = phases(padded.to(self.freqs.device), self.freqs)
-        cos, sin = cos_sin(angles, functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32))
-        return tuple(self._rotate(x, cos.to(x.device), sin.to(x.device), layout) for x in features)
+        return cos_sin(phases(padded.to(self.freqs.device), self.freqs), dtype)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "bnd") -> Tensor:
+        """Rotate x by angles from :meth:`angles`.
+
+        Args:
+            x: Features, laid out as ``layout`` says.
+            cos: Cosines of the angles of all its tokens, prefix included.
+            sin: Sines.
+            layout: See :meth:`forward`.
+
+        Returns:
+            A tensor of x's shape and dtype (x itself when ``rotary_ratio`` is 0).
+        """
+        if not self.freqs.numel():
+            return x
+        if layout == "bnd":
+            heads = torch.unflatten(x, 2, (self.num_heads, self.head_dim))
+            return self.rotate(heads, cos, sin, layout="bnhd").flatten(2)
+        heads_dim = 2 if layout == "bnhd" else 1
+        if layout == "bhnd":
+            cos, sin = cos.transpose(-3, -2), sin.transpose(-3, -2)
+        if self.rotary_heads == self.num_heads:
+            return rotate(x, cos, sin, interleaved=self.interleaved)
+        turned = x.narrow(heads_dim, 0, self.rotary_heads)
+        rest = x.narrow(heads_dim, self.rotary_heads, self.num_heads - self.rotary_heads)
+        return torch.cat((rotate(turned, cos, sin, interleaved=self.interleaved), rest), dim=heads_dim)
 
     def positions(
         self,
@@ -381,19 +423,6 @@ class RotarySpatialEmbedding(nn.Module):
                 f"num_prefix_tokens must be at most the {length} tokens of {name}; got {num_prefix_tokens}"
             )
         return x.shape[0], length - num_prefix_tokens
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
-        """Rotate x (in any layout) by angles in token-major order."""
-        if layout == "bnd":
-            return self._rotate(torch.unflatten(x, 2, (self.num_heads, self.head_dim)), cos, sin, "bnhd").flatten(2)
-        heads_dim = 2 if layout == "bnhd" else 1
-        if layout == "bhnd":
-            cos, sin = cos.transpose(-3, -2), sin.transpose(-3, -2)
-        if self.rotary_heads == self.num_heads:
-            return rotate(x, cos, sin, interleaved=self.interleaved)
-        turned = x.narrow(heads_dim, 0, self.rotary_heads)
-        rest = x.narrow(heads_dim, self.rotary_heads, self.num_heads - self.rotary_heads)
-        return torch.cat((rotate(turned, cos, sin, interleaved=self.interleaved), rest), dim=heads_dim)
 
 
 def _part(whole: int, ratio: float) -> int:

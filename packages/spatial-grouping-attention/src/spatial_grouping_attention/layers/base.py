@@ -185,16 +185,13 @@ class SpatialGroupingAttention(nn.Module, ABC):
             x = torch.where(mask.flatten(1)[..., None], self.mask_embedding.to(x.dtype), x)
 
         groups = self.norm_proposal(self._convolve(x, grid.shape))
-        # Positions enter by differences only, so both grids are placed relative to the first token: exact in
-        # float32 however far from zero it lies.
-        frame = Grid(grid.shape, grid.spacing)
-        positions = coarsen(frame, self.kernel_size, self.stride, self.padding).coordinates(device=x.device)
-        k = self._heads(self.rotary(self.to_k(x), coordinates=frame))
+        turn_tokens, turn_groups = self._angles(Grid(grid.shape, grid.spacing), x)
+        k = self._heads(self.rotary.rotate(self.to_k(x), *turn_tokens))
         v = self._heads(self.to_v(x))
         relation = self.relate(x, neighbourhood)
-        q = self._queries(groups, positions)
+        q = self._queries(groups, turn_groups)
         for i in range(self.iters):
-            q = q if i == 0 else self._queries(groups, positions)
+            q = q if i == 0 else self._queries(groups, turn_groups)
             groups = self._recomputed(self._update, groups, q, k, v, relation)
         return GroupingOutput(groups, coarse.shape, coarse.spacing, coarse.origin, self.assignment(q, k, relation))
 
@@ -227,8 +224,24 @@ class SpatialGroupingAttention(nn.Module, ABC):
         proposed: Tensor = self.propose(x.transpose(1, 2).reshape(*x.shape[::2], *shape))
         return proposed.flatten(2).transpose(1, 2)
 
-    def _queries(self, groups: Tensor, positions: Tensor) -> Tensor:
-        return self._heads(self.rotary(self.to_q(groups), coordinates=positions))
+    def _angles(self, frame: Grid, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Cosines and sines for the tokens and for the groups.
+
+        Positions enter by differences only, so the frame starts at the first token: exact in float32 however far
+        from zero the image lies.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        groups = coarsen(frame, self.kernel_size, self.stride, self.padding)
+        # A spacing transform depends on the spacing, and both sides must be transformed alike.
+        spacing = None if self.rotary.spacing_transform is None else frame.spacing
+        placed = groups.coordinates(device=x.device)
+        return (
+            self.rotary.angles(self.rotary.positions(frame.size, coordinates=frame, device=x.device), dtype),
+            self.rotary.angles(self.rotary.positions(groups.size, spacing, coordinates=placed), dtype),
+        )
+
+    def _queries(self, groups: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        return self._heads(self.rotary.rotate(self.to_q(groups), *angles))
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.num_heads)

@@ -47,18 +47,14 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         ValueError: an argument is out of range, or sizes do not divide.
     """
 
-    start: Tensor
-
     def __init__(self, *args: Any, num_points: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         validation.one_of("backend of a deformable layer", self.backend, [Backend.AUTO.value, Backend.REFERENCE.value])
         if num_points is None:
             num_points = 3**self.spatial_dims
         self.num_points = validation.positive_int("num_points", num_points)
-        start = starting_points(self.num_points, self.spatial_dims)
-        self.register_buffer("start", start, persistent=False)
-        self.radius = int(start.abs().max())
-        self.to_offsets = nn.Linear(self.feature_dims, self.num_heads * start.numel())
+        self.places = starting_places(self.num_points, self.spatial_dims)
+        self.to_offsets = nn.Linear(self.feature_dims, self.num_heads * self.num_points * self.spatial_dims)
         if self.relative_bias:
             self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.num_points))
         self.reset_offsets()
@@ -70,13 +66,13 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
 
     def window(self, output_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest odd window that holds the points' starting places."""
-        side = 2 * self.radius + 1
+        side = 2 * max(abs(step) for place in self.places for step in place) + 1
         return (side,) * self.spatial_dims, (1,) * self.spatial_dims
 
     def relate(self, x: Tensor, neighbourhood: Neighbourhood) -> Points:
         """Predict where every token looks."""
         cells = neighbourhood.cells(x.device)
-        places = cells[:, None, :] + self.start
+        places = cells[:, None, :] + torch.tensor(self.places, device=x.device)
         sizes = torch.tensor(neighbourhood.output_shape, device=x.device)
         visible = ((places >= 0) & (places < sizes)).all(-1)
         # Half types cannot tell positions on a large grid apart.
@@ -103,8 +99,8 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         return deformable.point_weights(q, k, points.positions, points.visible, shape, scale=scale, bias=self._bias(q))
 
 
-def starting_points(num_points: int, ndim: int) -> Tensor:
-    """The ``num_points`` places of the smallest odd window that are nearest to its centre, (P, ndim) integers.
+def starting_places(num_points: int, ndim: int) -> list[tuple[int, ...]]:
+    """The ``num_points`` places of the smallest odd window that are nearest to its centre.
 
     A number of points that fills its window gives the window in row-major order.
     """
@@ -114,4 +110,4 @@ def starting_points(num_points: int, ndim: int) -> Tensor:
     places = list(itertools.product(range(-radius, radius + 1), repeat=ndim))
     if num_points < len(places):
         places = sorted(places, key=lambda place: sum(step * step for step in place))[:num_points]
-    return torch.tensor(places)
+    return places
