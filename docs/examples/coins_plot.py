@@ -59,7 +59,7 @@ def draw(
     place = busiest(unseen, window)
     groups = group_labels(network, unseen.image[place])
     tall = [part.shape[0] / part.shape[1] * stretch for part in (scene.image, unseen.image, unseen.image[place])]
-    figure = Figure(figsize=(4 * COLUMN, sum(tall) * COLUMN + 2), layout="constrained")
+    figure = Figure(figsize=(4 * COLUMN, sum(tall) * COLUMN + 1.2), layout="constrained")
     axes = figure.subplots(3, 4, height_ratios=tall)
     grey = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": stretch}
     colours = palette(len(scene.classes))

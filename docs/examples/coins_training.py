@@ -1,4 +1,4 @@
-"""Train a network on crops, and let it look at an image through a window of the same size."""
+"""Train a network on crops, and let it look at an image through windows."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def train(
 def predict(network: nn.Module, upsample: Upsample, image: NDArray[np.float32], window: int) -> NDArray[np.int64]:
     """Class of every pixel: probabilities of overlapping windows, averaged, the middle of a window counting most.
 
-    The network sees pieces of the size it was trained on, because how sharply a token chooses depends on how many
-    groups there are to choose from, and the last stage chooses among all.
+    Windows should be as large as the crops were: how sharply a token chooses depends on how many groups there are to
+    choose from, and the last stage chooses among all.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(image))
     size = tuple(min(window, n) for n in image.shape)

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Scores]:
         seen, unseen = scene.split(options.train_fraction)
     except (OSError, TypeError, ValueError) as problem:
         sys.exit(f"{Path(__file__).name}: {problem}")
+    torch.set_num_threads(options.threads)
     describe(scene, seen, unseen, options)
     num_classes = len(scene.classes)
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Scores]:
         ("(b') grouping trained for bilinear masks", retrained, Coarse.bilinear),
         ("(c) strided convolutions, bilinear masks", strided, Coarse.bilinear),
     ):
-        labels = predict(network, upsample, unseen.image, options.crop)
+        labels = predict(network, upsample, unseen.image, options.window)
         scores = score(labels, unseen.labels, num_classes)
         predictions.append(Prediction(name, labels, scores, count(network)))
     report(predictions, scene.classes)
@@ -88,17 +89,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train-fraction", type=float, default=0.5, help="upper part of the image to train on")
     parser.add_argument("--steps", type=int, default=400, help="training steps of each of the three networks")
     parser.add_argument("--batch", type=int, default=4, help="crops per step")
-    parser.add_argument("--crop", type=int, default=64, help="height and width of a crop and of a window")
+    parser.add_argument("--crop", type=int, default=64, help="height and width of the crops trained on")
+    parser.add_argument(
+        "--window", type=int, help="height and width of what a network sees at once when judged; without it, a crop's"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the crops")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; other numbers round differently")
     parser.add_argument("--output", type=Path, default=Path("segment_coins.png"), help="picture to write")
     options = parser.parse_args(arguments)
     if (options.image is None) != (options.labels is None):
         parser.error("--image and --labels go together")
-    for name in ("steps", "batch"):
+    for name in ("steps", "batch", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.crop < SMALLEST_PART:
-        parser.error(f"--crop must be at least {SMALLEST_PART}, got {options.crop}")
+    if options.window is None:
+        options.window = options.crop
+    for name in ("crop", "window"):
+        if getattr(options, name) < SMALLEST_PART:
+            parser.error(f"--{name} must be at least {SMALLEST_PART}, got {getattr(options, name)}")
     if not all(np.isfinite(s) and s > 0 for s in options.spacing):
         parser.error(f"--spacing must be two positive numbers, got {options.spacing}")
     return options
@@ -120,7 +128,7 @@ def describe(scene: Scene, seen: Scene, unseen: Scene, options: argparse.Namespa
     print(f"judged on  lower {len(unseen.image)} rows, never seen: {share(unseen)}")
     print(
         f"recipe     {options.steps} steps of {options.batch} crops of {options.crop} x {options.crop} pixels, "
-        f"seed {options.seed}, {torch.get_num_threads()} threads"
+        f"seed {options.seed}, {options.threads} threads"
     )
 
 
@@ -140,7 +148,8 @@ def report(predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
         figures = f"{p.parameters:10d}  {100 * p.scores.mean_iou:5.1f}  {100 * p.scores.mean_boundary:6.1f}"
         per_class = [f"{100 * v:{len(c)}.1f}" for v, c in zip(p.scores.iou, columns, strict=True)]
         print("   ".join([f"{p.name:{width}}  {figures}", *per_class]))
-    print("\nmIoU and boundary F-score (1 pixel) in %, means over classes, on the unseen part.")
+    print("\nmIoU and boundary F-score within 1 pixel: %, means over classes, on the unseen part.")
+    print("(a), (b') and (c) were trained alike, each for its own masks; (b) only reads (a) in another way.")
 
 
 if __name__ == "__main__":
