@@ -46,6 +46,13 @@ def build(session: nox.Session, *packages: Path) -> list[str]:
     return wheels
 
 
+def import_alone(session: nox.Session, name: str) -> None:
+    """Import a package beside nothing but what it requires; a warning of its own is an error."""
+    # torch itself warns where there is no NumPy.
+    strict = f"import torch, warnings; warnings.simplefilter('error'); import {name} as it; print(it.__version__)"
+    session.run("python", "-c", strict)
+
+
 def run_tests(session: nox.Session, *paths: Path, options: tuple[str, ...] = (), **environment: str) -> None:
     """Run pytest on folders, in parallel, with the options given after ``--``."""
     session.run("pytest", "-n", "auto", *options, *map(str, paths), *session.posargs, env={**PINNED, **environment})
@@ -78,7 +85,7 @@ def tests_rose(session: nox.Session) -> None:
     """RoSE's wheel on its own, with torch alone, then its tests beside the libraries it must agree with."""
     (wheel,) = build(session, ROSE)
     install(session, wheel)
-    session.run("python", "-W", "error", "-c", "import RoSE; print('RoSE', RoSE.__version__)")
+    import_alone(session, "RoSE")
     session.run("python", "-c", "import importlib.util as u; assert u.find_spec('spatial_grouping_attention') is None")
     install(session, groups=("test",))
     install_peers(session)
@@ -89,13 +96,7 @@ def tests_rose(session: nox.Session) -> None:
 def tests_attention(session: nox.Session) -> None:
     """The attention package's wheel beside RoSE's, with nothing optional installed, then its tests."""
     install(session, *build(session, ROSE, GROUPING))
-    session.run(
-        "python",
-        "-W",
-        "error",
-        "-c",
-        "import spatial_grouping_attention as s; print('attention', s.__version__)",
-    )
+    import_alone(session, "spatial_grouping_attention")
     install(session, groups=("test",))
     run_tests(session, GROUPING / "tests")
 
