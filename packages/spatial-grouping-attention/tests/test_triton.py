@@ -202,6 +202,7 @@ def test_cutting_the_work_changes_nothing(
 
     monkeypatch.setitem(plan.INTERPRETED_TILES, 2, tile)
     monkeypatch.setattr(plan, "INTERPRETED_ROWS", rows)
+    monkeypatch.setattr(plan, "_CHOSEN", {})
     case = make_case(Neighbourhood((13, 11), (5, 6), (3, 2), 3, 1, 3), batch=1, heads=1, bias="table")
     check(case, device, operators=("assign", "group"))
 
@@ -211,6 +212,7 @@ def test_a_class_of_calls_is_timed_once_and_remembered(monkeypatch: pytest.Monke
     from spatial_grouping_attention.kernels import plan
 
     quick, slow, too_large = (plan.Plan((1, 1, n), 16, 4, 1) for n in (64, 128, 256))
+    monkeypatch.setattr(plan, "_CHOSEN", {})
     durations = {quick: 1.0, slow: 2.0, too_large: float("inf")}
     timed: list[plan.Plan] = []
     launched: list[plan.Plan] = []
@@ -222,12 +224,12 @@ def test_a_class_of_calls_is_timed_once_and_remembered(monkeypatch: pytest.Monke
     monkeypatch.setattr(plan, "_time", time)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for _ in range(2):
-        plan.choose("a class", [slow, too_large, quick], launched.append)
+        plan.choose("a class", lambda: [slow, too_large, quick], launched.append)
     assert timed == [slow, too_large, quick]
     assert launched == [quick, quick]
     # While a graph is captured nothing may be tried out, and nothing is remembered.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    plan.choose("another", [slow, quick], launched.append)
+    plan.choose("another", lambda: [slow, quick], launched.append)
     assert launched[-1] == slow
     assert len(timed) == 3
 
@@ -371,6 +373,16 @@ def test_exported_with_any_batch_size(device: str) -> None:
     assert_near(program.module()(*operands(3)).cpu(), Grouping()(*operands(3)).cpu(), 1e-6)
 
 
+@everywhere
+def test_differentiating_twice_is_refused(device: str) -> None:
+    case = moved(OPERANDS, device)
+    leaves = case.leaves()
+    out = call("group", case.with_leaves(leaves))[0]
+    (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
 def refusals(**changes: object) -> list[str]:
     arguments = {
         "device": torch.device("cpu"),
@@ -404,13 +416,6 @@ def test_the_interpreter_is_never_chosen_unasked() -> None:
     selection = functional.select(OPERANDS.q, OPERANDS.neighbourhood)
     assert selection.backend == functional.Backend.TILED
     assert functional.select(OPERANDS.q, OPERANDS.neighbourhood, backend="triton").backend == "triton"
-
-
-@on_gpu
-def test_windows_on_a_gpu_are_served_by_kernels_unasked(device: str) -> None:
-    selection = functional.select(OPERANDS.q.to(device), OPERANDS.neighbourhood)
-    assert selection.backend == functional.Backend.TRITON
-    assert functional.select(OPERANDS.q.double().to(device), OPERANDS.neighbourhood).backend == "tiled"
 
 
 @pytest.mark.triton

@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..geometry import Neighbourhood
+from .registration import register_gradients
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CHANNELS = 128
@@ -245,44 +245,4 @@ def _(q, k, u, bias, *rest):  # type: ignore[no-untyped-def]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(u), _table(bias, q)
 
 
-def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, given_lse, bias, valid, ctx.geometry, ctx.scale = inputs
-    out, log_mass, lse = output
-    ctx.own_lse = given_lse is None
-    ctx.save_for_backward(q, k, v, bias, valid, out, lse if ctx.own_lse else given_lse, log_mass)
-
-
-def _differentiate_pool(ctx: Any, grad_out: Tensor, grad_mass: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    q, k, v, bias, valid, out, lse, log_mass = ctx.saved_tensors
-    dq, dk, dv, dbias, dlse = _pool_backward(
-        q,
-        k,
-        v,
-        bias,
-        valid,
-        ctx.geometry,
-        ctx.scale,
-        out,
-        lse,
-        log_mass,
-        grad_out,
-        grad_lse if ctx.own_lse else None,
-        grad_mass,
-    )
-    dbias = None if bias is None else dbias.to(bias.dtype)
-    return dq, dk, dv, None if ctx.own_lse else dlse, dbias, None, None, None
-
-
-def _save_assign(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, u, bias, valid, ctx.geometry, ctx.scale = inputs
-    ctx.save_for_backward(q, k, u, bias, valid, *output)
-
-
-def _differentiate_assign(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    q, k, u, bias, valid, out, lse = ctx.saved_tensors
-    dq, dk, du, dbias = _assign_backward(q, k, u, bias, valid, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse)
-    return dq, dk, du, None if bias is None else dbias.to(bias.dtype), None, None, None
-
-
-_pool.register_autograd(_differentiate_pool, setup_context=_save_pool)
-_assign.register_autograd(_differentiate_assign, setup_context=_save_assign)
+register_gradients(_pool, _assign, _pool_backward, _assign_backward)

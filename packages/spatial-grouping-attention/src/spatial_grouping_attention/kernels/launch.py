@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..geometry import Neighbourhood
 from . import backward, forward
-from .layout import Layout, Triple
+from .layout import Triple, layout_of
 from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, token_plans
 
 # What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
@@ -42,7 +41,7 @@ class Call:
         scale: float,
     ) -> None:
         """Operands as in :mod:`..functional.reference`; ``geometry`` is ``Neighbourhood.integers()``."""
-        self.layout = Layout(Neighbourhood.from_integers(geometry))
+        self.layout = layout_of(tuple(geometry))
         self.batch, self.heads, self.num_groups, self.head_size = q.shape
         self.num_tokens, self.value_size = k.shape[2], values.shape[3]
         self.dtype, self.device, self.scale = q.dtype, q.device, scale
@@ -64,8 +63,7 @@ class Call:
             box = self.layout.box(plan.tile)
             self._launch(kernel, plan, self.layout.token_programs(plan.tile), tensors, BOX=box, **constants)
 
-        plans = token_plans(self.layout, self._row_bytes())
-        choose(self._class(kernel, tensors, constants), plans, run)
+        choose(self._class(kernel, tensors, constants), lambda: token_plans(self.layout, self._row_bytes()), run)
 
     def group_pass(self, kernel: Any, tensors: dict[str, Tensor | None], **constants: Any) -> Tensor | None:
         """Launch a kernel whose programs are tiles of groups; the gradient of the bias table, if it makes one."""
@@ -81,8 +79,7 @@ class Call:
                 shares[:] = [more["dbias"]]
             self._launch(kernel, plan, programs, tensors, **more, **constants)
 
-        plans = group_plans(self.layout, self._row_bytes())
-        choose(self._class(kernel, tensors, constants), plans, run)
+        choose(self._class(kernel, tensors, constants), lambda: group_plans(self.layout, self._row_bytes()), run)
         return shares[0].sum((0, 1)) if with_bias else None
 
     def _row_bytes(self) -> int:

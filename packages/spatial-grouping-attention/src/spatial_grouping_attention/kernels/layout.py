@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ..geometry import Neighbourhood
 from ..geometry.axis import Axis
@@ -127,3 +127,9 @@ class Layout:
             cells = max(t // s, 1) if t % s == 0 or s % t == 0 else (t + s - 2) // s + 1
             boxes.append(min(cells + 2 * reach, longest))
         return self._triple(boxes)
+
+
+@lru_cache(maxsize=1024)
+def layout_of(geometry: tuple[int, ...]) -> Layout:
+    """The layout of ``Neighbourhood.integers()``; remembered, because checking them takes as long as a launch."""
+    return Layout(Neighbourhood.from_integers(geometry))

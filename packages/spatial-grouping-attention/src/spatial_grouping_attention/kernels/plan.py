@@ -101,21 +101,22 @@ def _step(row_bytes: int) -> int:
 _CHOSEN: dict[Hashable, Plan] = {}
 
 
-def choose(key: Hashable, plans: list[Plan], run: Callable[[Plan], None]) -> None:
+def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[Plan], None]) -> None:
     """Run with the plan of a class of calls, timing all candidates where the class is new.
 
     Args:
         key: everything that moves the optimum, such as sizes to within a factor of two.
-        plans: the candidates, the safest first.
+        candidates: the plans to choose from.
         run: launches one of them; it must be repeatable.
     """
     plan = _CHOSEN.get(key)
     if plan is None:
+        plans = candidates()
         # A graph that is being captured would record the trials.
-        if len(plans) == 1 or torch.cuda.is_current_stream_capturing():
+        if len(plans) > 1 and torch.cuda.is_current_stream_capturing():
             plan = plans[0]
         else:
-            plan = _CHOSEN[key] = min(plans, key=lambda candidate: _time(run, candidate))
+            plan = _CHOSEN[key] = plans[0] if len(plans) == 1 else min(plans, key=lambda p: _time(run, p))
     run(plan)
 
 
