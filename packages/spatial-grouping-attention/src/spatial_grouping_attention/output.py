@@ -17,7 +17,7 @@ class GroupingOutput(Mapping[str, Any]):
     """Features of the groups, where the groups lie, and which tokens belong to them.
 
     Reads like a dataclass (``output.x_out``) and like a dict (``output["x_out"]``, ``**output``), and is a
-    pytree, so that it passes through ``torch.func`` transforms, ``torch.compile`` and hooks.
+    pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks.
     """
 
     x_out: Tensor

@@ -94,7 +94,8 @@ def probability(name: str, value: Any) -> float:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    """Anything that Python takes as an index (NumPy's integers too), but no truth values and no tensors."""
+    return hasattr(value, "__index__") and not isinstance(value, (bool, torch.Tensor))
 
 
 def token_grid(

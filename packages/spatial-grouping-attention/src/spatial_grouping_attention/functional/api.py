@@ -14,6 +14,7 @@ from ..geometry import Neighbourhood
 from . import backends, fused, natten_backend, reference, tiled, triton_backend
 from .backends import Backend, Selection
 from .once import as_given
+from .reference import is_table
 
 _MODULES: dict[Backend, ModuleType] = {
     Backend.REFERENCE: reference,
@@ -57,7 +58,7 @@ def grouping_attention(
         scale: factor of the products; ``None`` for 1/sqrt(D).
         bias: added to the logits: a table (H, *window) read at ``(group - cell(token))/dilation + radius``
             per axis, or one value for every pair, broadcastable to (B, H, N_in, N_out).
-        valid: (B, N_in) boolean; false tokens belong to no group.
+        valid: (B, N_in) boolean; false tokens belong to no group. Their keys and values must still be finite.
         backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
 
     Returns:
@@ -220,9 +221,9 @@ def _check_bias(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None, pa
     validation.floating("bias", bias)
     if bias.device != q.device:
         raise TypeError(f"bias must be on q's device, got {bias.device} and q on {q.device}")
-    table = () if neighbourhood is None else (pairs[1], *(axis.window for axis in neighbourhood.axes))
-    if neighbourhood is not None and tuple(bias.shape) == table:
+    if is_table(bias, pairs[1], neighbourhood):
         return
+    table = () if neighbourhood is None else (pairs[1], *(axis.window for axis in neighbourhood.axes))
     broadcasts = bias.ndim <= 4 and bias.shape[-2:] == torch.Size(pairs[2:])
     if not broadcasts or any(n not in (1, m) for n, m in zip(bias.shape[::-1], pairs[::-1], strict=False)):
         offered = f"(H, *window) = {table} or " if table else ""

@@ -39,7 +39,7 @@ class Problem:
     @classmethod
     def of(cls, q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None) -> Problem:
         """Describe a call with validated arguments."""
-        kind = None if bias is None else "table" if is_table(bias, neighbourhood) else "full"
+        kind = None if bias is None else "table" if is_table(bias, q.shape[1], neighbourhood) else "full"
         return cls(q.device, q.dtype, q.shape[-1], neighbourhood, kind)
 
     @property

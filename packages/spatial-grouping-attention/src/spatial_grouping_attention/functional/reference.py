@@ -24,7 +24,7 @@ def logits(
     accumulate = torch.promote_types(q.dtype, torch.float32)
     scores = scale * (k.to(accumulate) @ q.to(accumulate).mT)
     if bias is not None:
-        scores = scores + expand_bias(bias.to(accumulate), neighbourhood)
+        scores = scores + expand_bias(bias.to(accumulate), q.shape[1], neighbourhood)
     if neighbourhood is not None:
         scores = scores.masked_fill(~neighbourhood.mask(q.device), -torch.inf)
     if valid is not None:
@@ -32,17 +32,16 @@ def logits(
     return scores
 
 
-def expand_bias(bias: Tensor, neighbourhood: Neighbourhood | None) -> Tensor:
+def expand_bias(bias: Tensor, heads: int, neighbourhood: Neighbourhood | None) -> Tensor:
     """A table (H, *window) as one value for every pair, (H, N_in, N_out); a full bias as it is."""
-    if not is_table(bias, neighbourhood):
+    if neighbourhood is None or not is_table(bias, heads, neighbourhood):
         return bias
-    assert neighbourhood is not None
     return bias.flatten(1)[:, neighbourhood.window_index(bias.device)]
 
 
-def is_table(bias: Tensor, neighbourhood: Neighbourhood | None) -> bool:
+def is_table(bias: Tensor, heads: int, neighbourhood: Neighbourhood | None) -> bool:
     """Whether a bias is a relative-position table over the window (rather than one value per pair)."""
-    return neighbourhood is not None and bias.shape[1:] == torch.Size(axis.window for axis in neighbourhood.axes)
+    return neighbourhood is not None and tuple(bias.shape) == (heads, *(axis.window for axis in neighbourhood.axes))
 
 
 def safe_logsumexp(scores: Tensor, dim: int) -> Tensor:

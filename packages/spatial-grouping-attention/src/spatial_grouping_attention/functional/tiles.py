@@ -58,20 +58,28 @@ class AxisTiles:
         """Q."""
         return self.cells + 2 * self.halo
 
-    @cached_property
-    def blocks(self) -> list[tuple[int, int]]:
-        """Half-open interval of fine indices of every tile."""
-        return [self.axis.block(t * self.cells, (t + 1) * self.cells - 1) for t in range(self.num)]
+    def block(self, first: int, last: int) -> tuple[int, int]:
+        """Half-open interval of the fine indices of the tiles ``first .. last - 1``."""
+        return self.axis.block(first * self.cells, last * self.cells - 1)
 
     @cached_property
     def tokens_per_tile(self) -> int:
         """P; border tiles can own a few more tokens than the others."""
-        return max(1, *(stop - start for start, stop in self.blocks))
+        inner = min(self.cells * self.axis.stride, self.axis.size)
+        return max(inner, *(stop - start for start, stop in (self.block(t, t + 1) for t in (0, self.num - 1))))
 
     @cached_property
     def starts(self) -> Tensor:
         """First fine index of every tile, (num,)."""
-        return torch.tensor([start for start, _ in self.blocks], device=self.device)
+        cells = torch.arange(self.num, device=self.device) * self.cells
+        starts = (self.axis.offset + cells * self.axis.stride).clamp(0, self.axis.size)
+        starts[0] = 0
+        return starts
+
+    @cached_property
+    def stops(self) -> Tensor:
+        """Fine index behind every tile, (num,)."""
+        return torch.cat((self.starts[1:], self.starts.new_tensor([self.axis.size])))
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -106,12 +114,11 @@ class AxisTiles:
     def visible(self) -> Tensor:
         """Whether the slot's token exists and sees the slot's group, (num, P, Q)."""
         axis = self.axis
-        stops = torch.tensor([stop for _, stop in self.blocks], device=self.device)
         slots = self.starts[:, None] + torch.arange(self.tokens_per_tile, device=self.device)
         group = self.padded_groups - self.halo
         within = (self.distance.abs() <= axis.reach) & (self.distance % axis.dilation == 0)
         exists = (group >= 0) & (group < axis.groups)
-        return within & exists[:, None, :] & (slots < stops[:, None])[:, :, None]
+        return within & exists[:, None, :] & (slots < self.stops[:, None])[:, :, None]
 
     @cached_property
     def window_entry(self) -> Tensor:
@@ -122,9 +129,8 @@ class AxisTiles:
     @cached_property
     def slot_of_token(self) -> tuple[Tensor, Tensor]:
         """Tile and slot of every fine index, (size,) each."""
-        stops = torch.tensor([stop for _, stop in self.blocks], device=self.device)
         index = torch.arange(self.axis.size, device=self.device)
-        tile = torch.searchsorted(stops, index, right=True)
+        tile = torch.searchsorted(self.stops, index, right=True)
         return tile, index - self.starts[tile]
 
 
@@ -178,7 +184,7 @@ class ChunkTables:
         self.tokens_per_tile = math.prod(axis.tokens_per_tile for axis in self.axes)
         self.groups_per_tile = math.prod(axis.groups_per_tile for axis in self.axes)
         # A run of tiles of the first axis owns a run of its fine indices, so a whole slab of fine tokens.
-        start, stop = self.axes[0].blocks[first][0], self.axes[0].blocks[last - 1][1]
+        start, stop = self.axes[0].block(first, last)
         row = math.prod(axis.axis.size for axis in self.axes[1:])
         self.slab = slice(start * row, stop * row)
         self.token_rows = slice(start, stop)
