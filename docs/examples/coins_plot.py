@@ -96,8 +96,8 @@ def show(panel: Axes, title: str, picture: NDArray[Any], **how: Any) -> None:
 
 def palette(count: int) -> ListedColormap:
     """Colours of the classes, the first one dark."""
-    bright = colormaps["tab10"].colors
-    return ListedColormap([(0.15, 0.16, 0.22), *(bright[(i + 1) % 10] for i in range(count - 1))])
+    bright = colormaps["tab10"]
+    return ListedColormap([(0.15, 0.16, 0.22), *(bright((i + 1) % 10)[:3] for i in range(count - 1))])
 
 
 def box(place: tuple[slice, slice]) -> Rectangle:

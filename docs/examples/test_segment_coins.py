@@ -26,12 +26,12 @@ def square(shift: int, size: int = 40) -> np.ndarray:
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """A noisy image of a bright square on each half, and its labels 3 and 7."""
+    """A noisy colour image of a bright square on each half, and its labels 3 and 7."""
     labels = np.vstack([square(0), square(2)]).astype(np.uint8) * 4 + 3
     noise = np.random.default_rng(0).normal(0, 8, labels.shape)
     image = (labels * 25 + noise).clip(0, 255).astype(np.uint8)
     paths = tmp_path / "image.png", tmp_path / "labels.tif"
-    io.imsave(paths[0], image, check_contrast=False)
+    io.imsave(paths[0], np.stack([image] * 3, -1), check_contrast=False)
     io.imsave(paths[1], labels, check_contrast=False)
     return paths
 
