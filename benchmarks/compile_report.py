@@ -1,0 +1,166 @@
+"""Compile the kernels for GPUs that this machine does not have, and report what they would occupy there.
+
+    PYTHONPATH=packages/rotary-spatial-embeddings/src:packages/spatial-grouping-attention/src \
+        python benchmarks/compile_report.py [--architectures 80 90] [--json FILE]
+
+Needs triton with the ptxas that its wheels bring, but neither CUDA nor a GPU. Kernels are compiled by the package's
+own launch code for the arguments of real calls, every candidate plan of every pass; only the launch itself is left
+out. Registers per thread and spilled bytes are what ptxas reports, shared memory is what triton would ask for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from RoSE.kernels import launch as rotation
+from spatial_grouping_attention import Neighbourhood
+from spatial_grouping_attention.kernels import launch as grouping
+from spatial_grouping_attention.kernels.plan import INTERPRETED, Plan
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+
+
+class AbsentGPU:
+    """What triton asks a driver for while it compiles."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_device(self) -> int:
+        # Triton remembers compiled kernels by device.
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+
+class Compiler:
+    """Stands in for :meth:`JITFunction.run`: compiles, asks ptxas, and launches nothing."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.case = ""
+        self.run = JITFunction.run
+
+    def __call__(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled = self.run(kernel, *arguments, grid=grid, warmup=True, **options)
+        architecture = compiled.metadata.target.arch
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(compiled.asm["ptx"])
+            file.flush()
+            # Triton targets the architecture's own instructions from sm_90 on, as it does at a launch.
+            target = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
+            command = [PTXAS, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        registers = re.search(r"Used (\d+) registers", said)
+        spilled = re.search(r"(\d+) bytes spill stores", said)
+        if registers is None or spilled is None:
+            raise RuntimeError(f"ptxas reported no registers:\n{said}")
+        row = {
+            "case": self.case,
+            "kernel": kernel.__name__,
+            "architecture": architecture,
+            "tile": options.get("TILE"),
+            "rows_per_step": options.get("BLOCK"),
+            "warps": compiled.metadata.num_warps,
+            "registers": int(registers[1]),
+            "spilled_bytes": int(spilled[1]),
+            "shared_bytes": compiled.metadata.shared,
+        }
+        self.rows.append(row)
+        print(
+            f"  {row['kernel']:16s} tile {row['tile'] or '-'!s:12s} rows {row['rows_per_step'] or '-'!s:4s} "
+            f"warps {row['warps']}  registers {row['registers']:3d}  spilled {row['spilled_bytes']:5d} B  "
+            f"shared {row['shared_bytes']:6d} B"
+        )
+        return compiled
+
+
+def every_candidate(key: Any, candidates: Any, run: Any) -> None:
+    """Stands in for the choice of a plan."""
+    plans: list[Plan] = candidates()
+    for plan in plans:
+        run(plan)
+
+
+def token_major(rows: int, size: int, dtype: torch.dtype, heads: int = 8) -> Tensor:
+    return torch.empty(1, rows, heads, size, dtype=dtype).transpose(1, 2)
+
+
+def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *, bias: bool) -> None:
+    """All passes of both operators."""
+    q, k = token_major(relation.num_groups, size, dtype), token_major(relation.num_inputs, size, dtype)
+    table = torch.empty(8, *relation.window) if bias else None
+    call = grouping.Call(q, k, k, table, None, relation.integers(), 1.0)
+    lse = grouping.normalisers(call)
+    log_mass = grouping.pool(call, k, lse, q)
+    grouping.pool_backward(call, k, lse, log_mass, q, q, log_mass, lse, (q, k, k))
+    call = grouping.Call(q, k, q, table, None, relation.integers(), 1.0)
+    grouping.assign(call, q, k)
+    grouping.assign_backward(call, q, lse, k, k, lse, (q, k, q))
+
+
+def rotate(size: int, dtype: torch.dtype, *, interleaved: bool) -> None:
+    """Forward and backward, with angles from positions and with given ones."""
+    heads, tokens, planes = 32, 16384, size // 2
+    q = token_major(tokens, size, dtype, heads)
+    computed = rotation.computed(torch.empty(1, tokens, 2), torch.empty(heads, planes, 2), 0)
+    rotation.rotate(q, q, q, q, computed, interleaved)
+    shares: dict[str, Tensor | None] = dict.fromkeys(("dcos", "dsin", "dcoordinates", "dfreqs"))
+    shares["dfreqs"] = torch.empty(1, -(-tokens // rotation.block_of_tokens(size)), heads, planes, 2)
+    rotation.rotate_backward((q, q), (q, q), (q, q), shares, computed, interleaved)
+    angles = torch.empty(tokens, planes).expand(1, heads, -1, -1)
+    rotation.rotate(q, None, q, None, rotation.given(angles, angles), interleaved)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
+    parser.add_argument("--json", type=Path, help="write the results here")
+    arguments = parser.parse_args()
+    if INTERPRETED:
+        sys.exit("compile_report.py compiles kernels; unset TRITON_INTERPRET.")
+    compiler = Compiler()
+    JITFunction.run = lambda kernel, *given, **options: compiler(kernel, *given, **options)
+    grouping.choose = every_candidate
+    plane = Neighbourhood((512, 512), (256, 256), 2, 3, 1, 3)
+    volume = Neighbourhood((64,) * 3, (32,) * 3, 2, 3, 1, 3)
+    half, full = torch.bfloat16, torch.float32
+    cases: dict[str, Any] = {
+        "2-D, heads of 32, bf16": lambda: group(plane, 32, half, bias=False),
+        "2-D, heads of 32, bf16, bias": lambda: group(plane, 32, half, bias=True),
+        "3-D, heads of 32, bf16": lambda: group(volume, 32, half, bias=False),
+        "2-D, heads of 128, bf16": lambda: group(plane, 128, half, bias=False),
+        "2-D, heads of 32, float32": lambda: group(plane, 32, full, bias=False),
+        "2-D, heads of 128, float32": lambda: group(plane, 128, full, bias=False),
+        "rotation, heads of 64, bf16, interleaved": lambda: rotate(64, half, interleaved=True),
+        "rotation, heads of 64, bf16, half": lambda: rotate(64, half, interleaved=False),
+        "rotation, heads of 64, float32, interleaved": lambda: rotate(64, full, interleaved=True),
+    }
+    for architecture in arguments.architectures:
+        triton.runtime.driver.set_active(AbsentGPU(architecture))
+        for compiler.case, compile_case in cases.items():
+            print(f"\nsm_{architecture}: {compiler.case}")
+            compile_case()
+    if arguments.json is not None:
+        versions = {"triton": triton.__version__, "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({"versions": versions, "kernels": compiler.rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
