@@ -80,7 +80,8 @@ def position(coordinates, batch, token, exists, axis, prefix, strides, WIDE: tl.
 def wave_number(freqs, head, plane, axis, strides, rotary_heads, PLANES: tl.constexpr):
     """One component of the wave vectors of a head in two parts; 0 where nothing rotates."""
     pointers = freqs + head * strides[0] + plane * strides[1] + axis * strides[2]
-    return two_parts(tl.load(pointers, mask=(plane < PLANES) & (head < rotary_heads), other=0.0))
+    planes = tl.where(head < rotary_heads, PLANES, 0)
+    return two_parts(tl.load(pointers, mask=plane < planes, other=0.0))
 
 
 @triton.jit

@@ -353,7 +353,7 @@ def rotate_backward(
     if dfreqs is not None:
         pointers = dfreqs + batch.to(tl.int64) * dfreqs_strides[0] + block.to(tl.int64) * dfreqs_strides[1]
         pointers += head * dfreqs_strides[2] + plane * dfreqs_strides[3]
-        rotates = (plane < PLANES) & (head < rotary_heads)
+        rotates = plane < tl.where(head < rotary_heads, PLANES, 0)
         for axis in tl.static_range(AXES):
             p, _ = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
             tl.store(pointers + axis, tl.sum(dangle * p[:, None], 0), mask=rotates)
