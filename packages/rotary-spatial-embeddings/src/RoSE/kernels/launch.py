@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -82,17 +83,19 @@ def _launch(
         if name.endswith("_strides")
     }
     block = block_of_tokens(channels)
-    kernel[heads * triton.cdiv(tokens, block), batch](
-        **operands,
-        **strides,
-        heads=heads,
-        tokens=tokens,
-        CHANNELS=channels,
-        BLOCK_N=block,
-        BLOCK_P=_padded_planes(channels),
-        INTERLEAVED=interleaved,
-        WIDE=any(_extent(x) >= _NARROW for x in operands.values() if isinstance(x, Tensor)),
-    )
+    # Triton launches on the current device, wherever the operands are.
+    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
+        kernel[heads * triton.cdiv(tokens, block), batch](
+            **operands,
+            **strides,
+            heads=heads,
+            tokens=tokens,
+            CHANNELS=channels,
+            BLOCK_N=block,
+            BLOCK_P=_padded_planes(channels),
+            INTERLEAVED=interleaved,
+            WIDE=any(_extent(x) >= _NARROW for x in operands.values() if isinstance(x, Tensor)),
+        )
 
 
 def _padded_planes(channels: int) -> int:

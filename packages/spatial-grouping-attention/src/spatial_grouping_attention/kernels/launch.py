@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import backward, forward
-from .layout import Triple, layout_of
+from .layout import Layout, Triple, layout_of
 from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, token_plans
 
 # What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
@@ -63,7 +64,7 @@ class Call:
             box = self.layout.box(plan.tile)
             self._launch(kernel, plan, self.layout.token_programs(plan.tile), tensors, BOX=box, **constants)
 
-        choose(self._class(kernel, tensors, constants), lambda: token_plans(self.layout, self._row_bytes()), run)
+        self._choose(kernel, tensors, constants, token_plans, run)
 
     def group_pass(self, kernel: Any, tensors: dict[str, Tensor | None], **constants: Any) -> Tensor | None:
         """Launch a kernel whose programs are tiles of groups; the gradient of the bias table, if it makes one."""
@@ -79,11 +80,21 @@ class Call:
                 shares[:] = [more["dbias"]]
             self._launch(kernel, plan, programs, tensors, **more, **constants)
 
-        choose(self._class(kernel, tensors, constants), lambda: group_plans(self.layout, self._row_bytes()), run)
+        self._choose(kernel, tensors, constants, group_plans, run)
         return shares[0].sum((0, 1)) if with_bias else None
 
-    def _row_bytes(self) -> int:
-        return _padded(max(self.head_size, self.value_size)) * self.dtype.itemsize
+    def _choose(
+        self,
+        kernel: Any,
+        tensors: dict[str, Tensor | None],
+        constants: dict[str, Any],
+        candidates: Callable[[Layout, int], list[Plan]],
+        run: Callable[[Plan], None],
+    ) -> None:
+        row_bytes = _padded(max(self.head_size, self.value_size)) * self.dtype.itemsize
+        # Triton launches on the current device, wherever the operands are.
+        with torch.cuda.device_of(self.shared["q"]):  # type: ignore[no-untyped-call]
+            choose(self._class(kernel, tensors, constants), lambda: candidates(self.layout, row_bytes), run)
 
     def _shares(self, programs: Triple) -> Tensor:
         """Room for what every program adds to the gradient of its head's table."""
@@ -213,22 +224,18 @@ def assign_backward(
 
 def _group_products(call: Call, grad_out: Tensor, out: Tensor, grad_mass: Tensor, delta: Tensor) -> None:
     grid = (call.heads * triton.cdiv(call.num_groups, _ROWS), call.batch)
-    backward.group_products[grid](
-        grad_out,
-        out,
-        grad_mass,
-        delta,
-        grad_out.stride(),
-        out.stride(),
-        grad_mass.stride(),
-        delta.stride(),
-        call.heads,
-        call.num_groups,
-        C=call.value_size,
-        BLOCK_C=_padded(call.value_size),
-        BLOCK=_ROWS,
-        WIDE=any(_extent(x) >= _NARROW for x in (grad_out, out)),
-    )
+    tensors = (grad_out, out, grad_mass, delta)
+    with torch.cuda.device_of(grad_out):  # type: ignore[no-untyped-call]
+        backward.group_products[grid](
+            *tensors,
+            *(x.stride() for x in tensors),
+            call.heads,
+            call.num_groups,
+            C=call.value_size,
+            BLOCK_C=_padded(call.value_size),
+            BLOCK=_ROWS,
+            WIDE=any(_extent(x) >= _NARROW for x in (grad_out, out)),
+        )
 
 
 def _padded(channels: int) -> int:
