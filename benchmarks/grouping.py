@@ -1,6 +1,6 @@
 """Windowed grouping against copying its operands, dense grouping against two flash calls, on one CPU thread.
 
-``python benchmarks/grouping.py [--json FILE] [--compile] [--only windowed|growth|dense]``
+``python benchmarks/grouping.py [--json FILE] [--compile] [--only windowed|growth|dense|choice]``
 """
 
 from __future__ import annotations
@@ -125,11 +125,34 @@ def dense() -> dict[str, Any]:
     return results
 
 
+def choice() -> dict[str, Any]:
+    """Where groups are few, is the masked matrix faster than the tiles that "auto" takes?"""
+    results = {}
+    cases = {
+        "16x16x16 -> 4x4x4": Neighbourhood((16,) * 3, (4,) * 3, 4, 3, 1, 3),
+        "16x16x16 -> 8x8x8": Neighbourhood((16,) * 3, (8,) * 3, 2, 3, 1, 3),
+        "64x64 -> 16x16": square(64, 4),
+        "32x32 -> 8x8": square(32, 4),
+        "32x32 -> 16x16": square(32),
+        "16x16 -> 8x8": square(16),
+    }
+    for title, relation in cases.items():
+        q, k, v = operands(relation.num_groups, relation.num_inputs, 8, 32)
+        contenders = {}
+        for name in ("tiled", "reference"):
+            _, contenders[name] = both_ways(
+                lambda q, k, v, r=relation, b=name: grouping_attention(q, k, v, r, backend=b)[0], q, k, v
+            )
+        results[title] = alternate(contenders, rounds=5)
+        print_table(f"{title}, window 3, 8 heads of 32, forward + backward", "tiled", results[title])
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the results here")
     parser.add_argument("--compile", action="store_true", help="measure the compiled forms too")
-    parser.add_argument("--only", choices=("windowed", "growth", "dense"))
+    parser.add_argument("--only", choices=("windowed", "growth", "dense", "choice"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -138,6 +161,8 @@ def main() -> None:
     if arguments.only in (None, "growth"):
         print("\nwindowed growth, stride 2, window 3, 4 heads of 32")
         results["growth"] = growth()
+    if arguments.only in (None, "choice"):
+        results["choice"] = choice()
     if arguments.only in (None, "dense"):
         results["dense"] = dense()
     write_json(arguments.json, results)

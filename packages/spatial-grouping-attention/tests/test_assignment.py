@@ -228,3 +228,22 @@ def test_the_backend_of_the_layer_is_used(backend: str) -> None:
     values = random(2, auto.num_groups, 2)
     assert chosen.backend == backend
     assert_near(chosen.upsample(values), auto.upsample(values), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "members", [*(one(variant) for variant in EVERY_VARIANT), chain()], ids=[*EVERY_VARIANT, "chain"]
+)
+def test_hard_memberships_are_one_hot(members: Assignment) -> None:
+    one_hot = torch.nn.functional.one_hot(members.hard_labels(), members.num_groups).double()
+    batch = members.batch_size
+    values = torch.randn(batch, members.num_groups, 3, dtype=torch.float64)
+    given = torch.randn(batch, members.num_inputs, 3, dtype=torch.float64)
+    assert_near(members.upsample(values, hard=True), one_hot @ values, 1e-12)
+    assert_near(members.sum(given, hard=True), one_hot.mT @ given, 1e-12)
+    assert_near(members.pool(given, hard=True), one_hot.mT @ given / one_hot.sum(1).clamp(min=1)[..., None], 1e-12)
+
+
+def test_hard_labels_of_a_chain_are_nested() -> None:
+    members = chain()
+    first, second, last = (stage.labels() for stage in members.stages)
+    assert torch.equal(members.hard_labels(), last.gather(1, second.gather(1, first)))

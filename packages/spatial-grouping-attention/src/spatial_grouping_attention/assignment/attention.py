@@ -57,15 +57,15 @@ class AttentionAssignment(Assignment):
         """Where the memberships live."""
         return self.q.device
 
-    def upsample(self, values: Tensor) -> Tensor:
+    def _upsample(self, values: Tensor) -> Tensor:
         """``A values``, by the attention operator."""
-        q, k, bias, per_head = self._with_heads("N_out", values)
+        q, k, bias, per_head = self._with_heads(values)
         out, _ = functional.assign(
             q, k, per_head, self.neighbourhood, scale=self.scale, bias=bias, backend=self.backend
         )
         return out.mean(1).to(values.dtype)
 
-    def pool(self, values: Tensor) -> Tensor:
+    def _pool(self, values: Tensor) -> Tensor:
         """``A^T values / A^T 1``, also where a group\'s mass is too small for its dtype."""
         out, log_mass = self._group(values)
         # Heads share a group's average in proportion to their masses, computed from logarithms: a group that
@@ -74,7 +74,7 @@ class AttentionAssignment(Assignment):
         weights = log_mass.masked_fill(empty, 0.0).softmax(1)
         return (weights[..., None] * out).sum(1).to(values.dtype)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def _sum(self, values: Tensor) -> Tensor:
         """``A^T values``, by the grouping operator."""
         out, log_mass = self._group(values)
         return (log_mass.exp()[..., None] * out).mean(1).to(values.dtype)
@@ -89,15 +89,14 @@ class AttentionAssignment(Assignment):
         return most_likely_groups(self.q, self.k, self.neighbourhood, self.scale, self.bias)
 
     def _group(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, bias, per_head = self._with_heads("N_in", values)
+        q, k, bias, per_head = self._with_heads(values)
         grouped = functional.group(
             q, k, per_head, self.neighbourhood, scale=self.scale, bias=bias, backend=self.backend
         )
         return grouped.out, grouped.log_mass
 
-    def _with_heads(self, axis: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Check values and repeat them for every head, all in the wider of the two dtypes."""
-        self._check(axis, values)
+    def _with_heads(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Repeat values for every head, all in the wider of the two dtypes."""
         dtype = torch.promote_types(self.q.dtype, values.dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
         per_head = repeat(values.to(dtype), "b n c -> b h n c", h=self.q.shape[1])

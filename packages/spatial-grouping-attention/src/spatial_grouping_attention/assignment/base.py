@@ -54,27 +54,32 @@ class Assignment(ABC):
         """Number of groups, N_out."""
         return math.prod(self.output_shape)
 
-    @abstractmethod
-    def upsample(self, values: Tensor) -> Tensor:
+    def upsample(self, values: Tensor, *, hard: bool = False) -> Tensor:
         """Carry values of the groups to the fine tokens: ``A values``.
 
         Args:
             values: (B, N_out, C), for example class logits or features.
+            hard: give every token the value of its one group (:meth:`hard_labels`) instead of a mixture; gradients
+                then flow to the values only.
 
         Returns:
-            (B, N_in, C): every token mixes the groups it belongs to.
+            (B, N_in, C).
 
         Raises:
             TypeError: values are not floating.
             ValueError: values have another shape.
         """
+        self._check("N_out", values)
+        if hard:
+            return values.gather(1, self._rows(values))
+        return self._upsample(values)
 
-    @abstractmethod
-    def sum(self, values: Tensor) -> Tensor:
+    def sum(self, values: Tensor, *, hard: bool = False) -> Tensor:
         """Sum values of the fine tokens over the members of every group: ``A^T values``, upsample's adjoint.
 
         Args:
             values: (B, N_in, C).
+            hard: let every token belong to its one group (:meth:`hard_labels`) only.
 
         Returns:
             (B, N_out, C).
@@ -83,12 +88,18 @@ class Assignment(ABC):
             TypeError: values are not floating.
             ValueError: values have another shape.
         """
+        self._check("N_in", values)
+        if hard:
+            total = values.new_zeros(self.batch_size, self.num_groups, values.shape[-1])
+            return total.scatter_add(1, self._rows(values), values)
+        return self._sum(values)
 
-    def pool(self, values: Tensor) -> Tensor:
+    def pool(self, values: Tensor, *, hard: bool = False) -> Tensor:
         """Average values of the fine tokens over the members of every group: ``A^T values / A^T 1``.
 
         Args:
             values: (B, N_in, C).
+            hard: let every token belong to its one group (:meth:`hard_labels`) only.
 
         Returns:
             (B, N_out, C); 0 for groups without members.
@@ -98,9 +109,9 @@ class Assignment(ABC):
             ValueError: values have another shape.
         """
         self._check("N_in", values)
-        total = self.sum(torch.cat((values, torch.ones_like(values[..., :1])), -1))
-        mass = total[..., -1:]
-        return total[..., :-1] / mass.masked_fill(mass == 0, 1.0)
+        if hard:
+            return self._mean(self.sum(torch.cat((values, torch.ones_like(values[..., :1])), -1), hard=True))
+        return self._pool(values)
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -112,6 +123,10 @@ class Assignment(ABC):
 
         Not differentiable. Ties go to the group that comes first.
         """
+
+    def hard_labels(self) -> Tensor:
+        """The one group of every fine token where memberships are hard, (B, N_in) int64."""
+        return self.labels()
 
     @torch.no_grad()
     def usage(self) -> Usage:
@@ -128,6 +143,28 @@ class Assignment(ABC):
         Both tokens of a differing pair are marked, so lines are two tokens wide.
         """
         return label_boundaries(self.labels().reshape(-1, *self.input_shape))
+
+    @abstractmethod
+    def _upsample(self, values: Tensor) -> Tensor:
+        """``A values`` for checked values."""
+
+    @abstractmethod
+    def _sum(self, values: Tensor) -> Tensor:
+        """``A^T values`` for checked values."""
+
+    def _pool(self, values: Tensor) -> Tensor:
+        """``A^T values / A^T 1`` for checked values."""
+        return self._mean(self._sum(torch.cat((values, torch.ones_like(values[..., :1])), -1)))
+
+    @staticmethod
+    def _mean(total: Tensor) -> Tensor:
+        """Sums whose last channel is the mass -> averages."""
+        mass = total[..., -1:]
+        return total[..., :-1] / mass.masked_fill(mass == 0, 1.0)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """Every token's one group, repeated for every channel of values."""
+        return self.hard_labels().unsqueeze(-1).expand(-1, -1, values.shape[-1])
 
     def _check(self, axis: str, values: Tensor) -> None:
         size = self.num_groups if axis == "N_out" else self.num_inputs

@@ -44,13 +44,13 @@ class ComposedAssignment(Assignment):
         """Where the memberships live."""
         return self.stages[0].device
 
-    def upsample(self, values: Tensor) -> Tensor:
+    def _upsample(self, values: Tensor) -> Tensor:
         """``A_1 A_2 ... A_L values``, last stage first."""
         for stage in reversed(self.stages):
             values = stage.upsample(values)
         return values
 
-    def sum(self, values: Tensor) -> Tensor:
+    def _sum(self, values: Tensor) -> Tensor:
         """``A_L^T ... A_1^T values``, first stage first."""
         for stage in self.stages:
             values = stage.sum(values)
@@ -76,14 +76,10 @@ class ComposedAssignment(Assignment):
         Returns:
             (B, N_in) int64.
         """
-        labels = _hard(self.stages[0])
+        labels = self.stages[0].hard_labels()
         for stage in self.stages[1:]:
-            labels = _hard(stage).gather(1, labels)
+            labels = stage.hard_labels().gather(1, labels)
         return labels
-
-
-def _hard(stage: Assignment) -> Tensor:
-    return stage.hard_labels() if isinstance(stage, ComposedAssignment) else stage.labels()
 
 
 def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:

@@ -49,14 +49,12 @@ class DeformableAssignment(Assignment):
         """Where the memberships live."""
         return self.weights.device
 
-    def upsample(self, values: Tensor) -> Tensor:
+    def _upsample(self, values: Tensor) -> Tensor:
         """``A values``: what lies at a token's points, by their weights."""
-        self._check("N_out", values)
         return deformable.assign(self.weights, self.points, self._per_head(values), self.output_shape).mean(1)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def _sum(self, values: Tensor) -> Tensor:
         """``A^T values``: what tokens spread to the groups around their points."""
-        self._check("N_in", values)
         return deformable.collect(self.weights, self.points, self._per_head(values), self.output_shape).mean(1)
 
     def matrix(self) -> Tensor:

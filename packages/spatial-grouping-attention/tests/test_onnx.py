@@ -1,0 +1,46 @@
+"""Layers of a fixed grid leave torch through ONNX and give the same masks in another runtime."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from grouping_cases import assert_near
+from layer_cases import make_layer, tokens
+from spatial_grouping_attention.functional import select
+
+SHAPE = (6, 9)
+
+
+class Masks(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.layer(x, 0.5, SHAPE)
+        return output.x_out, output.assignment.upsample(output.x_out)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # the exporter's
+@pytest.mark.parametrize("variant", ["dense", "sparse"])
+def test_exported_layers_agree(variant: str, tmp_path: Path) -> None:
+    model = Masks(make_layer(variant, iters=2)).eval()
+    x = tokens(SHAPE)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(tmp_path / "layer.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        for got, want in zip(results, model(x), strict=True):
+            assert_near(torch.from_numpy(got), want, 1e-5)
+
+
+def test_only_the_reference_is_made_of_standard_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert select(torch.randn(1, 1, 4, 8)).backend == "reference"
+    with pytest.raises(ValueError, match="ONNX has standard operators only"):
+        select(torch.randn(1, 1, 4, 8), backend="fused")
