@@ -247,3 +247,16 @@ def test_hard_labels_of_a_chain_are_nested() -> None:
     members = chain()
     first, second, last = (stage.labels() for stage in members.stages)
     assert torch.equal(members.hard_labels(), last.gather(1, second.gather(1, first)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_averages_of_many_half_precision_values(variant: str, dtype: torch.dtype) -> None:
+    """Sums over thousands of tokens overflow half types, averages do not."""
+    layer = make_layer(variant, stride=32, kernel_size=33)
+    members = layer(tokens((64, 64), batch=1), 1.0, (64, 64)).assignment
+    given = torch.full((1, 64 * 64, 2), 100.0, dtype=dtype)
+    for pooled in (members.pool(given), compose([members]).pool(given), members.pool(given, hard=True)):
+        used = pooled[pooled != 0]
+        assert used.numel()
+        assert_near(used, torch.full_like(used, 100.0), 1e-2)

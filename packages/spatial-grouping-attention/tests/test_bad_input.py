@@ -302,3 +302,22 @@ def test_selection_explains_itself() -> None:
             chosen = functional.select(*arguments, bias=bias)
             assert not chosen.refusals.get(chosen.backend)
             assert set(BACKENDS) <= {backend.value for backend in chosen.refusals}
+
+
+def test_a_scale_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale must not be 0"):
+        functional.grouping_attention(
+            torch.randn(1, 1, 2, 4), torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4), scale=0.0
+        )
+
+
+def test_words_are_no_flags() -> None:
+    with pytest.raises(TypeError, match="checkpoint must be True or False, got 'no'"):
+        VARIANTS["sparse"](8, 2, 3, 2, checkpoint="no")
+
+
+def test_select_checks_its_query() -> None:
+    with pytest.raises(TypeError, match="q must be"):
+        functional.select(torch.zeros(1, 1, 2, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="q must have shape"):
+        functional.select(torch.zeros(2, 4))

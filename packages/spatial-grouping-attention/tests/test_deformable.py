@@ -59,8 +59,9 @@ def test_gradients_of_interpolation_and_pooling() -> None:
 
     def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, k, v, u, positions = tensors
-        weights = deformable.point_weights(q, k, positions, visible, shape, scale=0.5)
-        return deformable.pool(weights, positions, v, shape), deformable.assign(weights, positions, u, shape)
+        shares = deformable.point_log_shares(q, k, positions, visible, shape, scale=0.5)
+        out, log_mass = deformable.pool(shares, positions, v, shape)
+        return out, log_mass.exp(), deformable.assign(shares, positions, u, shape)
 
     assert torch.autograd.gradcheck(function, (q, k, v, u, positions))
 
@@ -131,3 +132,18 @@ def test_points_follow_the_content() -> None:
     second = layer(x + 1.0, 1.0, (6, 9)).assignment.points
     assert (first - second).abs().mean() > 1e-2
     assert first.shape == (2, 2, 54, 9, 2)
+
+
+@pytest.mark.parametrize("gap", [80.0, 90.0, 100.0, 120.0])
+def test_neglected_groups_keep_their_average_and_gradients(gap: float) -> None:
+    """A group that all its members would rather leave: sums of plain float32 shares underflow from a gap of 88 on."""
+    q = torch.tensor([[[[0.0], [-gap]]]], requires_grad=True)
+    k = torch.ones(1, 1, 3, 1, requires_grad=True)
+    v = torch.tensor([[[[1.0], [2.0], [3.0]]]], requires_grad=True)
+    points = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2, 1).expand(1, 1, 3, 2, 1)
+    shares = deformable.point_log_shares(q, k, points, torch.ones(3, 2, dtype=torch.bool), (2,), scale=1.0)
+    out, log_mass = deformable.pool(shares, points, v, (2,))
+    assert_near(out.flatten(), torch.tensor([2.0, 2.0]), 1e-6)
+    assert_near(log_mass.flatten(), torch.tensor([3.0, 3.0]).log() - torch.tensor([0.0, gap]), 1e-6)
+    for gradient in torch.autograd.grad(out.sum(), (q, k, v)):
+        assert gradient.isfinite().all()

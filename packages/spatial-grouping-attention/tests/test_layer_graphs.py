@@ -1,4 +1,6 @@
-"""Whole layers in torch's compiler and exporter: no graph break, no recompilation per spacing or size."""
+"""Whole layers in torch's compiler and exporter: no graph break, few recompilations."""
+
+import io
 
 import pytest
 import torch
@@ -26,20 +28,54 @@ def test_a_compiled_layer_is_the_same_layer(variant: str) -> None:
         assert_near(traced, eager, 1e-5)
 
 
-def test_spacings_do_not_recompile() -> None:
+def test_spacings_in_tensors_do_not_recompile() -> None:
     torch._dynamo.reset()
     layer = make_layer("sparse", iters=1)
-    counter = CompileCounterWithBackend("eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
     x = tokens(SHAPE)
     for step in (1.0, 0.5, 0.75, 0.3):
         spacing = torch.tensor([[step, 1.0], [1.0, step]])
         assert_near(compiled(x, spacing, SHAPE).x_out, layer(x, spacing, SHAPE).x_out, 1e-5)
     assert counter.frame_count == 1
-    for step in (1.0, 0.5, 0.75, 0.3, 0.2):
-        compiled(x, (step, 1.0), SHAPE)
-    # A python number is first taken for a constant and, when it changes, for a variable.
-    assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("variant", ["dense", "sparse"])
+def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
+    """Once, because a size is taken for a constant until it changes."""
+    torch._dynamo.reset()
+    layer = make_layer(variant, iters=1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for batch in (2, 3, 5, 6):
+        x = tokens(SHAPE)[:1].expand(batch, -1, -1).contiguous()
+        assert_near(compiled(x, 1.0, SHAPE).x_out, layer(x, 1.0, SHAPE).x_out, 1e-5)
+    assert counter.frame_count == 2
+    for shape in ((12, 15), (8, 10), (11, 6)):
+        x = tokens(shape)
+        assert_near(compiled(x, 1.0, shape).x_out, layer(x, 1.0, shape).x_out, 1e-5)
+    assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exported_layers_can_be_saved(variant: str) -> None:
+    layer = make_layer(variant, iters=1)
+    program = torch.export.export(Fixed(layer), (tokens(SHAPE),))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    output = torch.export.load(file).module()(tokens(SHAPE))
+    assert_near(output.x_out, layer(tokens(SHAPE), 1.0, SHAPE).x_out, 1e-5)
+    assert output.assignment.input_shape == SHAPE
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.layer(x, 1.0, SHAPE)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

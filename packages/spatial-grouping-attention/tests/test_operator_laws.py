@@ -288,3 +288,17 @@ def test_uninitialised_memory_never_leaks(backend: str, dtype: torch.dtype) -> N
         assert not any(x.isnan().any() for x in results)
         for name, grad in gradients(tuple(finite(x) for x in results), leaves).items():
             assert not grad.isnan().any(), name
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_what_excluded_tokens_hold_does_not_matter(backend: str) -> None:
+    """Padding may be anything, NaN included."""
+    neighbourhood = Neighbourhood((6, 5), (3, 3), 2, 3, 1, 5)
+    case = make_case(neighbourhood, valid="some")
+    assert case.valid is not None
+    nobody = ~case.valid[:, None, :, None]
+    spoilt = replace(case, k=case.k.masked_fill(nobody, torch.nan), v=case.v.masked_fill(nobody, torch.nan))
+    for got, want in zip(group(spoilt, backend), group(case, backend), strict=True):
+        assert_near(got, want, 1e-12)
+    for got, want in zip(assign(spoilt, backend), assign(case, backend), strict=True):
+        assert_near(got, want, 1e-12)

@@ -7,6 +7,7 @@ cost no device synchronisation and vanish in traced graphs.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def per_axis(name: str, value: Any, ndim: int, *, minimum: int) -> tuple[int, ...]:
     """Broadcast an int, or check a sequence of ints, to one integer per axis."""
+    if hasattr(value, "tolist") and not isinstance(value, torch.Tensor):
+        value = value.tolist()  # a NumPy array or number
     values = (value,) * ndim if _is_int(value) else value
     if not isinstance(values, Sequence) or isinstance(values, str) or not all(_is_int(v) for v in values):
         raise TypeError(f"{name} must be an int or a sequence of {ndim} ints, got {value!r}")
@@ -40,7 +43,7 @@ def positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Check membership and list what would have been accepted."""
     allowed = tuple(allowed)
-    if value not in allowed:
+    if not any(isinstance(value, type(a)) and value == a for a in allowed):
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
@@ -68,21 +71,27 @@ def boolean(name: str, tensor: Any) -> None:
 def shaped(name: str, tensor: torch.Tensor, pattern: str, **sizes: int) -> None:
     """Check a tensor against a pattern such as ``"B H N_in D"``; ``sizes`` pins some of its axes."""
     axes = pattern.split()
-    expected = "(" + ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes) + ")"
-    if tensor.ndim != len(axes):
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
-    for axis, size in zip(axes, tensor.shape, strict=True):
-        if axis in sizes and size != sizes[axis]:
-            raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
+    fits = tensor.ndim == len(axes)
+    if not fits or any(axis in sizes and n != sizes[axis] for axis, n in zip(axes, tensor.shape, strict=True)):
+        # Worded only here: a compiler that writes down a size takes it for a constant.
+        expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
+        raise ValueError(f"{name} must have shape ({expected}), got {tuple(tensor.shape)}")
 
 
 def finite_number(name: str, value: Any) -> float:
     """Check for a finite python number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Check for True or False: a word such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def probability(name: str, value: Any) -> float:
@@ -94,8 +103,8 @@ def probability(name: str, value: Any) -> float:
 
 
 def _is_int(value: Any) -> bool:
-    """Anything that Python takes as an index (NumPy's integers too), but no truth values and no tensors."""
-    return hasattr(value, "__index__") and not isinstance(value, (bool, torch.Tensor))
+    """Integers, NumPy's and a compiler's symbolic ones too, but no truth values."""
+    return isinstance(value, (int, numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
 
 
 def token_grid(

@@ -14,7 +14,7 @@ from .. import functional
 from ..functional.labels import most_likely_groups
 from ..functional.reference import logits
 from ..geometry import Neighbourhood
-from .base import Assignment
+from .base import Assignment, merge_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +63,16 @@ class AttentionAssignment(Assignment):
         out, _ = functional.assign(
             q, k, per_head, self.neighbourhood, scale=self.scale, bias=bias, backend=self.backend
         )
-        return out.mean(1).to(values.dtype)
+        return out.mean(1)
 
     def _pool(self, values: Tensor) -> Tensor:
         """``A^T values / A^T 1``, also where a group\'s mass is too small for its dtype."""
-        out, log_mass = self._group(values)
-        # Heads share a group's average in proportion to their masses, computed from logarithms: a group that
-        # every head neglects still has a well-defined average.
-        empty = (log_mass == -torch.inf).all(1, keepdim=True)
-        weights = log_mass.masked_fill(empty, 0.0).softmax(1)
-        return (weights[..., None] * out).sum(1).to(values.dtype)
+        return merge_heads(*self._group(values))
 
     def _sum(self, values: Tensor) -> Tensor:
         """``A^T values``, by the grouping operator."""
         out, log_mass = self._group(values)
-        return (log_mass.exp()[..., None] * out).mean(1).to(values.dtype)
+        return (log_mass.exp()[..., None] * out).mean(1)
 
     def matrix(self) -> Tensor:
         """A itself, (B, N_in, N_out); for small grids."""
@@ -119,4 +114,6 @@ pytree.register_pytree_node(
     _flatten,
     _unflatten,
     serialized_type_name="spatial_grouping_attention.AttentionAssignment",
+    to_dumpable_context=lambda static: [static[0].integers(), *static[1:]],
+    from_dumpable_context=lambda dumped: (Neighbourhood.from_integers(dumped[0]), *dumped[1:]),
 )

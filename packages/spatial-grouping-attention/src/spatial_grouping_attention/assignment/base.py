@@ -72,7 +72,7 @@ class Assignment(ABC):
         self._check("N_out", values)
         if hard:
             return values.gather(1, self._rows(values))
-        return self._upsample(values)
+        return self._upsample(_widened(values)).to(values.dtype)
 
     def sum(self, values: Tensor, *, hard: bool = False) -> Tensor:
         """Sum values of the fine tokens over the members of every group: ``A^T values``, upsample's adjoint.
@@ -90,9 +90,10 @@ class Assignment(ABC):
         """
         self._check("N_in", values)
         if hard:
-            total = values.new_zeros(self.batch_size, self.num_groups, values.shape[-1])
-            return total.scatter_add(1, self._rows(values), values)
-        return self._sum(values)
+            wide = _widened(values)
+            total = wide.new_zeros(self.batch_size, self.num_groups, values.shape[-1])
+            return total.scatter_add(1, self._rows(values), wide).to(values.dtype)
+        return self._sum(_widened(values)).to(values.dtype)
 
     def pool(self, values: Tensor, *, hard: bool = False) -> Tensor:
         """Average values of the fine tokens over the members of every group: ``A^T values / A^T 1``.
@@ -109,9 +110,11 @@ class Assignment(ABC):
             ValueError: values have another shape.
         """
         self._check("N_in", values)
+        wide = _widened(values)
         if hard:
-            return self._mean(self.sum(torch.cat((values, torch.ones_like(values[..., :1])), -1), hard=True))
-        return self._pool(values)
+            total = self.sum(torch.cat((wide, torch.ones_like(wide[..., :1])), -1), hard=True)
+            return self._mean(total).to(values.dtype)
+        return self._pool(wide).to(values.dtype)
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -146,14 +149,14 @@ class Assignment(ABC):
 
     @abstractmethod
     def _upsample(self, values: Tensor) -> Tensor:
-        """``A values`` for checked values."""
+        """``A values`` for checked values of float32 at least."""
 
     @abstractmethod
     def _sum(self, values: Tensor) -> Tensor:
-        """``A^T values`` for checked values."""
+        """``A^T values`` for checked values of float32 at least."""
 
     def _pool(self, values: Tensor) -> Tensor:
-        """``A^T values / A^T 1`` for checked values."""
+        """``A^T values / A^T 1`` for checked values of float32 at least."""
         return self._mean(self._sum(torch.cat((values, torch.ones_like(values[..., :1])), -1)))
 
     @staticmethod
@@ -170,6 +173,22 @@ class Assignment(ABC):
         size = self.num_groups if axis == "N_out" else self.num_inputs
         validation.floating("values", values)
         validation.shaped("values", values, f"B {axis} C", B=self.batch_size, **{axis: size})
+
+
+def _widened(values: Tensor) -> Tensor:
+    """Half types cannot hold the sums over many tokens."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def merge_heads(out: Tensor, log_mass: Tensor) -> Tensor:
+    """Heads' averages (B, H, N_out, C) -> the average over all heads' members (B, N_out, C).
+
+    Heads share a group in proportion to their masses, taken from their logarithms (B, H, N_out): a group that every
+    head neglects still has a well-defined average.
+    """
+    empty = (log_mass == -torch.inf).all(1, keepdim=True)
+    weights = log_mass.masked_fill(empty, 0.0).softmax(1)
+    return (weights.unsqueeze(-1) * out).sum(1)
 
 
 def label_boundaries(labels: Tensor) -> Tensor:

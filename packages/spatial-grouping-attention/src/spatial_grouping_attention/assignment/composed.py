@@ -56,6 +56,10 @@ class ComposedAssignment(Assignment):
             values = stage.sum(values)
         return values
 
+    def _pool(self, values: Tensor) -> Tensor:
+        """``A^T values / A^T 1``; of a single stage as that stage does it."""
+        return self.stages[0].pool(values) if len(self.stages) == 1 else super()._pool(values)
+
     def matrix(self) -> Tensor:
         """The product of the stages' matrices, (B, N_in, N_out); for small grids."""
         product = self.stages[0].matrix()
@@ -95,6 +99,8 @@ def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:
         TypeError: an entry is not an Assignment.
         ValueError: there is none, or two neighbouring stages do not fit.
     """
+    if isinstance(assignments, Assignment):
+        raise TypeError("compose takes a sequence of Assignments, got a single one")
     stages = tuple(assignments)
     if not stages:
         raise ValueError("compose needs at least one assignment, got none")

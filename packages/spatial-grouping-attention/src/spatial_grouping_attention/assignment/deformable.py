@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..functional import deformable
 from ..geometry import Neighbourhood
-from .base import Assignment, labels_by_columns
+from .base import Assignment, labels_by_columns, merge_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +20,12 @@ class DeformableAssignment(Assignment):
     """Memberships of one deformable grouping.
 
     Args:
-        weights: share of every token that goes to each of its points (B, H, N_in, P).
+        log_shares: logarithm of the share of every token that goes to each of its points (B, H, N_in, P).
         points: where the points lie, in steps of the grid of groups (B, H, N_in, P, ndim).
         neighbourhood: the grids of tokens and groups.
     """
 
-    weights: Tensor
+    log_shares: Tensor
     points: Tensor
     neighbourhood: Neighbourhood
 
@@ -42,24 +42,28 @@ class DeformableAssignment(Assignment):
     @property
     def batch_size(self) -> int:
         """Number of samples."""
-        return self.weights.shape[0]
+        return self.log_shares.shape[0]
 
     @property
     def device(self) -> torch.device:
         """Where the memberships live."""
-        return self.weights.device
+        return self.log_shares.device
 
     def _upsample(self, values: Tensor) -> Tensor:
         """``A values``: what lies at a token's points, by their weights."""
-        return deformable.assign(self.weights, self.points, self._per_head(values), self.output_shape).mean(1)
+        return deformable.assign(self.log_shares, self.points, self._per_head(values), self.output_shape).mean(1)
 
     def _sum(self, values: Tensor) -> Tensor:
         """``A^T values``: what tokens spread to the groups around their points."""
-        return deformable.collect(self.weights, self.points, self._per_head(values), self.output_shape).mean(1)
+        return deformable.collect(self.log_shares, self.points, self._per_head(values), self.output_shape).mean(1)
+
+    def _pool(self, values: Tensor) -> Tensor:
+        """``A^T values / A^T 1``, also where a group's mass is too small for its dtype."""
+        return merge_heads(*deformable.pool(self.log_shares, self.points, self._per_head(values), self.output_shape))
 
     def matrix(self) -> Tensor:
         """A itself, (B, N_in, N_out); for small grids."""
-        one_hot = torch.eye(self.num_groups, dtype=self.weights.dtype, device=self.device)
+        one_hot = torch.eye(self.num_groups, dtype=self.log_shares.dtype, device=self.device)
         return self.upsample(one_hot.expand(self.batch_size, -1, -1))
 
     def labels(self) -> Tensor:
@@ -67,16 +71,16 @@ class DeformableAssignment(Assignment):
         return labels_by_columns(self)
 
     def _per_head(self, values: Tensor) -> Tensor:
-        return repeat(values, "b n c -> b h n c", h=self.weights.shape[1])
+        return repeat(values, "b n c -> b h n c", h=self.log_shares.shape[1])
 
 
 def _flatten(assignment: DeformableAssignment) -> tuple[list[Any], Neighbourhood]:
-    return [assignment.weights, assignment.points], assignment.neighbourhood
+    return [assignment.log_shares, assignment.points], assignment.neighbourhood
 
 
 def _unflatten(tensors: Any, neighbourhood: Neighbourhood) -> DeformableAssignment:
-    weights, points = tensors
-    return DeformableAssignment(weights, points, neighbourhood)
+    log_shares, points = tensors
+    return DeformableAssignment(log_shares, points, neighbourhood)
 
 
 pytree.register_pytree_node(
@@ -84,4 +88,6 @@ pytree.register_pytree_node(
     _flatten,
     _unflatten,
     serialized_type_name="spatial_grouping_attention.DeformableAssignment",
+    to_dumpable_context=Neighbourhood.integers,
+    from_dumpable_context=Neighbourhood.from_integers,
 )

@@ -58,7 +58,7 @@ def grouping_attention(
         scale: factor of the products; ``None`` for 1/sqrt(D).
         bias: added to the logits: a table (H, *window) read at ``(group - cell(token))/dilation + radius``
             per axis, or one value for every pair, broadcastable to (B, H, N_in, N_out).
-        valid: (B, N_in) boolean; false tokens belong to no group. Their keys and values must still be finite.
+        valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
         backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
 
     Returns:
@@ -87,6 +87,7 @@ def group(
     """:func:`grouping_attention`, with the logarithm of every group's mass ``sum_i A_ij`` (B, H, N_out)."""
     scale = _check(q, k, "v", v, "N_in", neighbourhood, scale, bias, valid)
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
+    k, v = _blank(valid, k, v)
     with as_given(q):
         return Grouped(*module.grouping_attention(q, k, v, neighbourhood, scale, bias, valid))
 
@@ -118,6 +119,7 @@ def assign(
     """
     scale = _check(q, k, "u", u, "N_out", neighbourhood, scale, bias, valid)
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
+    (k,) = _blank(valid, k)
     with as_given(q):
         out, lse = module.assign(q, k, u, neighbourhood, scale, bias, valid)
     return out, lse
@@ -155,6 +157,7 @@ def pool(
     validation.shaped("lse", lse, "B H N_in", B=k.shape[0], H=k.shape[1], N_in=k.shape[2])
     module = _MODULES[select(q, neighbourhood, bias=bias, backend=backend).backend]
     lse = lse.to(torch.promote_types(q.dtype, torch.float32))
+    k, v, lse = _blank(valid, k, v, lse)
     with as_given(q):
         out: Tensor = module.pool(q, k, v, lse, neighbourhood, scale, bias, valid)[0]
     return out
@@ -170,9 +173,20 @@ def select(
     """Tell which backend serves a call with these arguments, and why; ``print`` it for the whole decision.
 
     Raises:
-        ValueError: see :func:`.backends.select`.
+        TypeError: q is not floating.
+        ValueError: q has another shape, or see :func:`.backends.select`.
     """
+    validation.floating("q", q)
+    validation.shaped("q", q, "B H N_out D")
     return backends.select(backends.Problem.of(q, neighbourhood, bias), backend)
+
+
+def _blank(valid: Tensor | None, *of_tokens: Tensor) -> tuple[Tensor, ...]:
+    """Zero what excluded tokens hold: padding may be NaN, and 0 times NaN is NaN."""
+    if valid is None:
+        return of_tokens
+    excluded = ~valid[:, None, :]
+    return tuple(x.masked_fill(excluded if x.ndim == 3 else excluded[..., None], 0.0) for x in of_tokens)
 
 
 def _check(
@@ -214,7 +228,11 @@ def _check(
     if valid is not None:
         validation.boolean("valid", valid)
         validation.shaped("valid", valid, "B N_in", B=batch, N_in=k.shape[2])
-    return 1.0 / math.sqrt(head_size) if scale is None else validation.finite_number("scale", scale)
+    if scale is None:
+        return 1.0 / math.sqrt(head_size)
+    if validation.finite_number("scale", scale) == 0.0:
+        raise ValueError("scale must not be 0: all logits would be equal, whatever q and k")
+    return float(scale)
 
 
 def _check_bias(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None, pairs: tuple[int, int, int, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,12 +22,11 @@ def interpolate(values: Tensor, positions: Tensor, shape: Sequence[int]) -> Tens
         (B, H, K, C): the mean of the 2^ndim surrounding points, weighted by closeness.
     """
     total: Tensor | None = None
-    for index, weight in _corners(positions, shape):
+    for index, weight in corners(positions, shape):
         rows = index.unsqueeze(-1).expand(*index.shape, values.shape[-1])
         part = weight.to(values.dtype).unsqueeze(-1) * values.gather(2, rows)
         total = part if total is None else total + part
-    assert total is not None
-    return total
+    return cast(Tensor, total)
 
 
 def spread(values: Tensor, positions: Tensor, shape: Sequence[int]) -> Tensor:
@@ -42,14 +42,14 @@ def spread(values: Tensor, positions: Tensor, shape: Sequence[int]) -> Tensor:
     """
     batch, heads, _, channels = values.shape
     total = values.new_zeros(batch, heads, torch.Size(shape).numel(), channels)
-    for index, weight in _corners(positions, shape):
+    for index, weight in corners(positions, shape):
         rows = index.unsqueeze(-1).expand(*index.shape, channels)
         total = total.scatter_add(2, rows, weight.to(values.dtype).unsqueeze(-1) * values)
     return total
 
 
-def _corners(positions: Tensor, shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Flat index and weight of each of the 2^ndim points around every position."""
+def corners(positions: Tensor, shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Flat index and weight, both (B, H, K), of each of the 2^ndim points of the grid around every position."""
     lower, fraction = [], []
     for axis, size in enumerate(shape):
         position = positions[..., axis].clamp(0, size - 1)
@@ -64,6 +64,4 @@ def _corners(positions: Tensor, shape: Sequence[int]) -> Iterator[tuple[Tensor, 
             step = min(upper, size - 1)
             index = index * size + lower[axis] + step
             weight = weight * (fraction[axis] if upper else 1 - fraction[axis])
-        assert isinstance(index, Tensor)
-        assert isinstance(weight, Tensor)
-        yield index, weight
+        yield cast(Tensor, index), cast(Tensor, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -39,9 +40,14 @@ def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], paddi
     spacing, origin = grid.spacing, grid.origin
     shape = coarse_shape(grid.shape, kernel_size, stride, padding)
     if isinstance(spacing, torch.Tensor) or isinstance(origin, torch.Tensor):
-        like = spacing if isinstance(spacing, torch.Tensor) else torch.as_tensor(origin)
-        spacing, origin = torch.as_tensor(spacing).to(like), torch.as_tensor(origin).to(like)
-        return Grid(shape, spacing * spacing.new_tensor(stride), origin + spacing * spacing.new_tensor(centre))
+        # Rounding to a half type would move groups against their tokens, and more with every stage.
+        given = [x for x in (spacing, origin) if isinstance(x, torch.Tensor)]
+        device = given[0].device
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
+        step, start, s, c = (
+            torch.as_tensor(x, dtype=torch.float64, device=device) for x in (spacing, origin, tuple(stride), centre)
+        )
+        return Grid(shape, (step * s).to(dtype), (start + step * c).to(dtype))
     return Grid(
         shape,
         tuple(d * s for d, s in zip(spacing, stride, strict=True)),

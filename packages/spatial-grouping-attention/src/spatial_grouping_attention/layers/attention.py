@@ -71,7 +71,8 @@ class WindowedSelfAttention(nn.Module):
         validation.one_of("backend", backend, [b.value for b in Backend])
         self.backend = backend
         self.spacing = Grid((1,) * spatial_dims, spacing).spacing
-        rose.setdefault("reference_spacing", self.spacing)
+        if "wavelengths" not in rose:  # which are in physical units already
+            rose.setdefault("reference_spacing", self.spacing)
         self.to_qkv = nn.Linear(dims, 3 * dims, bias=qkv_bias)
         self.rotary = RotarySpatialEmbedding(dims, num_heads, spatial_dims, **rose)
         self.project = nn.Linear(dims, dims)

@@ -116,7 +116,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.backend = backend
         # A grid of one point checks a spacing and spells it out per axis.
         self.spacing = Grid((1,) * spatial_dims, 1.0 if spacing is None else spacing).spacing
-        rose.setdefault("reference_spacing", self.spacing)
+        if "wavelengths" not in rose:  # which are in physical units already
+            rose.setdefault("reference_spacing", self.spacing)
 
         convolution: Any = _CONVOLUTIONS[spatial_dims]
         self.propose = convolution(self.feature_dims, self.out_dims, self.kernel_size, self.stride, self.padding)
@@ -136,8 +137,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         )
         self.mask_embedding = nn.Parameter(torch.zeros(self.feature_dims))
         self.drop_path = DropPath(validation.probability("drop_path", drop_path))
-        self.checkpoint = checkpoint
-        self.relative_bias = relative_bias
+        self.checkpoint = validation.flag("checkpoint", checkpoint)
+        self.relative_bias = validation.flag("relative_bias", relative_bias)
         self.bias_table: nn.Parameter | None = None
 
     @abstractmethod

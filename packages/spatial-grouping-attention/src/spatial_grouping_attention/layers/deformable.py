@@ -84,19 +84,19 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
 
     def group(self, q: Tensor, k: Tensor, v: Tensor, relation: Any) -> Tensor:
         """Average what tokens spread to the groups around their points."""
-        return deformable.pool(
-            self._weights(q, k, relation), relation.positions, v, relation.neighbourhood.output_shape
-        )
+        shape = relation.neighbourhood.output_shape
+        return deformable.pool(self._log_shares(q, k, relation), relation.positions, v, shape)[0]
 
     def assignment(self, q: Tensor, k: Tensor, relation: Any) -> Assignment:
         """The points and their weights."""
-        weights = self._weights(q, k, relation)
-        return DeformableAssignment(weights, relation.positions, relation.neighbourhood)
+        return DeformableAssignment(self._log_shares(q, k, relation), relation.positions, relation.neighbourhood)
 
-    def _weights(self, q: Tensor, k: Tensor, points: Points) -> Tensor:
+    def _log_shares(self, q: Tensor, k: Tensor, points: Points) -> Tensor:
         scale = 1.0 / math.sqrt(q.shape[-1])
         shape = points.neighbourhood.output_shape
-        return deformable.point_weights(q, k, points.positions, points.visible, shape, scale=scale, bias=self._bias(q))
+        return deformable.point_log_shares(
+            q, k, points.positions, points.visible, shape, scale=scale, bias=self._bias(q)
+        )
 
 
 def starting_places(num_points: int, ndim: int) -> list[tuple[int, ...]]:

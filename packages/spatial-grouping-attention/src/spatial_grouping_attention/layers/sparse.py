@@ -14,7 +14,8 @@ from .base import Ints, SpatialGroupingAttention
 class SparseSpatialGroupingAttention(SpatialGroupingAttention):
     """Grouping in which a token may belong to the groups in a window around its own; for large, early stages.
 
-    Cost grows as N_in * window, memory as N_in.
+    Cost grows as N_in * window, memory as N_in. A dilated window costs as much as the undilated one that reaches as
+    far.
 
     Args:
         *args: see :class:`SpatialGroupingAttention`.
