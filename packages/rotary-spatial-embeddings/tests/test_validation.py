@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from RoSE import (
+    AliasingWarning,
     Grid,
     MultiResolutionBlock,
     RoSEMultiHeadAttention,
@@ -192,3 +193,26 @@ COS = torch.ones(6, 4)
 def test_functional(call, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["interleaved", "learnable"])
+def test_words_are_no_flags(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be True or False; got 'half'"):
+        RotarySpatialEmbedding(16, 2, 2, **{name: "half"})
+
+
+def test_an_activation_must_make_a_module() -> None:
+    with pytest.raises(TypeError, match="mlp_activation must be callable"):
+        MultiResolutionBlock(16, 2, mlp_activation="gelu")
+
+
+def test_the_advice_on_aliasing_can_be_followed() -> None:
+    coarse = RotarySpatialEmbedding(32, 4, 2, wavelengths=(1.0, 10.0), learnable=False, directions="axial")
+    with pytest.warns(AliasingWarning, match="give wavelengths whose shortest is 2 or more"):
+        coarse(torch.randn(1, 12, 32), 1.0, (3, 4))
+    followed = RotarySpatialEmbedding(32, 4, 2, wavelengths=(2.0, 10.0), learnable=False, directions="axial")
+    followed(torch.randn(1, 12, 32), 1.0, (3, 4))
+    late = RotarySpatialEmbedding(32, 4, 2)
+    late(torch.randn(1, 1, 32), 10.0, (1, 1))
+    with pytest.warns(AliasingWarning, match="raise reference_spacing"):
+        late(torch.randn(1, 12, 32), 10.0, (3, 4))

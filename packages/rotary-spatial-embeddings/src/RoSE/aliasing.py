@@ -18,8 +18,10 @@ class AliasingWarning(UserWarning):
     """A grid is too coarse for the fastest plane: neighbouring points turn by more than half a period."""
 
 
-def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, ...]) -> str | None:
+def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, ...] | None) -> str | None:
     """What is wrong with ``grid`` seen through ``freqs``; None where nothing is, or nothing is known.
+
+    ``reference_spacing`` is None where the module was given wavelengths instead.
 
     Values on an accelerator are read only from ``freqs``; reading a spacing there would stall it at every
     call.
@@ -34,10 +36,17 @@ def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, 
     steepest = freqs.detach().abs().amax(dim=(0, 1)).tolist()
     for axis, (step, fastest) in enumerate(zip(spacing, steepest, strict=True)):
         if step * fastest > math.pi and grid.shape[axis] > 1:
+            shortest = 2 * math.pi / fastest
+            excess = step * fastest / math.pi
+            if reference_spacing is None:
+                advice = f"give wavelengths whose shortest is {shortest * excess:.3g} or more"
+            else:
+                now = reference_spacing[axis]
+                advice = (
+                    f"raise reference_spacing (now {now:g}) to {now * excess:.3g} or more, or give longer wavelengths"
+                )
             return (
-                f"spacing {step:g} along axis {axis} is more than half the shortest wavelength "
-                f"({2 * math.pi / fastest:g}), so the fastest planes alias; raise reference_spacing (now "
-                f"{reference_spacing[axis]:g}) to {reference_spacing[axis] * step * fastest / math.pi:.3g} or more, "
-                "or give longer wavelengths"
+                f"spacing {step:g} along axis {axis} is more than half the shortest wavelength ({shortest:g}), so the "
+                f"fastest planes alias; {advice}"
             )
     return None

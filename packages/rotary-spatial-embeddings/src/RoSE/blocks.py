@@ -194,6 +194,9 @@ class MultiResolutionBlock(nn.Module):
         super().__init__()
         self.rose = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **rose)
         self.attn_dropout = require_real("attn_dropout", attn_dropout, minimum=0.0, maximum=1.0)
+        require_real("norm_eps", norm_eps, minimum=0.0)
+        if not callable(mlp_activation):
+            raise TypeError(f"mlp_activation must be callable and make a module; got {mlp_activation!r}")
         hidden = int(dim * require_real("mlp_ratio", mlp_ratio, above=0.0))
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)

@@ -22,6 +22,7 @@ from .transforms import FORMS, make_spacing_transform
 from .validation import (
     LAYOUTS,
     require_choice,
+    require_flag,
     require_floating,
     require_head_split,
     require_int,
@@ -52,7 +53,7 @@ class RotarySpatialEmbedding(nn.Module):
         reference_spacing: Physical distance over which the fastest plane turns by one radian; a number or one
             per axis. Set it to the finest spacing of your data.
         wavelengths: ``(shortest, longest)`` in physical units, instead of base_theta, frequency_scaling and
-            reference_spacing; both ends are included.
+            reference_spacing; both ends are included where an axis has two planes or more.
         rotary_partition: What ``rotary_ratio`` counts: ``"channels"`` of every head (so every head knows the
             position), or whole ``"heads"`` (the first ones; then ``freqs`` has rows for those heads only).
         interleaved: Pair neighbouring channels; False pairs channel i with i + planes (see
@@ -97,7 +98,7 @@ class RotarySpatialEmbedding(nn.Module):
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.spatial_dims = require_int("spatial_dims", spatial_dims, minimum=1)
-        self.learnable = learnable
+        self.learnable = require_flag("learnable", learnable)
         self.base_theta = require_real("base_theta", base_theta, above=1.0)
         self.rotary_ratio = require_real("rotary_ratio", rotary_ratio, minimum=0.0, maximum=1.0)
         self.init_jitter_std = require_real("init_jitter_std", init_jitter_std, minimum=0.0)
@@ -110,7 +111,7 @@ class RotarySpatialEmbedding(nn.Module):
         )
         self.wavelengths = frequencies.require_wavelengths(wavelengths, self.reference_spacing)
         self.rotary_partition = require_choice("rotary_partition", rotary_partition, ("channels", "heads"))
-        self.interleaved = interleaved
+        self.interleaved = require_flag("interleaved", interleaved)
         if spacing_transform is not None:
             require_choice("spacing_transform", spacing_transform, FORMS)
         self.spacing_transform = make_spacing_transform(spacing_transform, self.reference_spacing, device)
@@ -129,7 +130,7 @@ class RotarySpatialEmbedding(nn.Module):
             self.freqs = nn.Parameter(freqs)
         else:
             self.register_buffer("freqs", freqs)
-        self._spacing_seen: tuple[float, ...] | None = None
+        self._grid_seen: tuple[tuple[float, ...], tuple[int, ...]] | None = None
         self._has_warned = False
         self.reset_parameters()
 
@@ -389,10 +390,11 @@ class RotarySpatialEmbedding(nn.Module):
         if torch.compiler.is_compiling() or self._has_warned:
             return
         if isinstance(grid.spacing, tuple):  # the usual case, and one that need not be looked at twice
-            if grid.spacing == self._spacing_seen:
+            if (grid.spacing, grid.shape) == self._grid_seen:
                 return
-            self._spacing_seen = grid.spacing
-        message = aliasing_message(self.freqs, grid, self.reference_spacing)
+            self._grid_seen = (grid.spacing, grid.shape)
+        scale = None if self.wavelengths is not None else self.reference_spacing
+        message = aliasing_message(self.freqs, grid, scale)
         if message is not None:
             self._has_warned = True
             warnings.warn(message, AliasingWarning, stacklevel=4)

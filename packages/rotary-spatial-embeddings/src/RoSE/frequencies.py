@@ -99,7 +99,8 @@ def _band(count: int, theta: float, wavelengths: tuple[float, float] | None) -> 
     """``count`` magnitudes from fast to slow.
 
     From ``theta``: ``theta ** (-i / count)``, the original RoPE series, which starts at 1 and stops one step
-    short of ``1 / theta``. From ``wavelengths``: ``2 pi / wavelength`` with both ends included.
+    short of ``1 / theta``. From ``wavelengths``: ``2 pi / wavelength`` with both ends included (of one plane, the
+    shortest).
     """
     steps = torch.arange(count, dtype=torch.float64, device="cpu")
     if wavelengths is None:

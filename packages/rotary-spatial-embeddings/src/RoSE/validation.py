@@ -25,6 +25,13 @@ def require_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def require_flag(name: str, value: bool) -> bool:
+    """Return value if it is True or False; a word such as "half" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return value
+
+
 def require_int(name: str, value: int, *, minimum: int) -> int:
     """Return ``value`` if it is a whole number of at least ``minimum`` (booleans are not numbers here)."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
