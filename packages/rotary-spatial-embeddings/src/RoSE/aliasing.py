@@ -35,7 +35,8 @@ def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, 
         return None
     steepest = freqs.detach().abs().amax(dim=(0, 1)).tolist()
     for axis, (step, fastest) in enumerate(zip(spacing, steepest, strict=True)):
-        if step * fastest > math.pi and grid.shape[axis] > 1:
+        # Wave vectors are float32: half a wavelength exactly must pass.
+        if step * fastest > math.pi * (1 + 1e-6) and grid.shape[axis] > 1:
             shortest = 2 * math.pi / fastest
             excess = step * fastest / math.pi
             if reference_spacing is None:
