@@ -136,6 +136,15 @@ def demo(session: nox.Session) -> None:
     session.run("python", str(ROOT / "docs" / "examples" / "segment_coins.py"), *session.posargs, env=passive)
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure on this machine; options go after ``--`` to both scripts."""
+    install(session, *build(session, ROSE, GROUPING), "numpy")
+    install_peers(session)
+    for script in ("rotation.py", "grouping.py"):
+        session.run("python", str(ROOT / "benchmarks" / script), *session.posargs)
+
+
 @nox.session(name="build")
 def build_distributions(session: nox.Session) -> None:
     """Source and wheel distributions of both packages, into dist/."""

@@ -77,6 +77,7 @@ def windowed(compiled: bool) -> dict[str, Any]:
             "forward + backward": forward_backward,
         }
         if compiled:
+            torch._dynamo.reset()
             one, two = both_ways(torch.compile(call(relation), fullgraph=True), q, k, v)
             contenders |= {"forward, compiled": one, "forward + backward, compiled": two}
         results[title] = alternate(contenders)

@@ -44,14 +44,16 @@ def test_spacings_in_tensors_do_not_recompile() -> None:
 def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
     """Once, because a size is taken for a constant until it changes."""
     torch._dynamo.reset()
-    layer = make_layer(variant, iters=1)
+    # A stride of 4 leaves border cells larger than the others, which is a case of its own for some backends.
+    layer = make_layer(variant, iters=1, stride=4)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    # Large enough that no window reaches across the grid: there another backend serves, in another graph.
     for batch in (2, 3, 5, 6):
-        x = tokens(SHAPE)[:1].expand(batch, -1, -1).contiguous()
-        assert_near(compiled(x, 1.0, SHAPE).x_out, layer(x, 1.0, SHAPE).x_out, 1e-5)
+        x = tokens((13, 14), batch=batch)
+        assert_near(compiled(x, 1.0, (13, 14)).x_out, layer(x, 1.0, (13, 14)).x_out, 1e-5)
     assert counter.frame_count == 2
-    for shape in ((12, 15), (8, 10), (11, 6)):
+    for shape in ((20, 15), (18, 21), (16, 13)):
         x = tokens(shape)
         assert_near(compiled(x, 1.0, shape).x_out, layer(x, 1.0, shape).x_out, 1e-5)
     assert counter.frame_count == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -54,7 +54,15 @@ class Selection:
 
     backend: Backend
     reason: str
-    refusals: dict[Backend, list[str]] = field(default_factory=dict)
+    problem: Problem
+
+    @property
+    def refusals(self) -> dict[Backend, list[str]]:
+        """Every reason why each backend cannot serve the call; empty lists for those that can.
+
+        Found only when asked for: reasons quote sizes, which a compiler would take for constants.
+        """
+        return {backend: refusals(backend, self.problem) for backend in Backend if backend is not Backend.AUTO}
 
     def __str__(self) -> str:
         """The whole decision in words."""
@@ -101,14 +109,13 @@ def select(problem: Problem, requested: Backend | str = Backend.AUTO) -> Selecti
     """
     validation.one_of("backend", requested, [b.value for b in Backend])
     requested = Backend(requested)
-    cannot: dict[Backend, list[str]] = {b: refusals(b, problem) for b in Backend if b is not Backend.AUTO}
     if requested is not Backend.AUTO:
-        if cannot[requested]:
-            reasons = "".join(f"\n  - {reason}" for reason in cannot[requested])
+        if against := refusals(requested, problem):
+            reasons = "".join(f"\n  - {reason}" for reason in against)
             raise ValueError(f"backend={requested.value!r} cannot serve this call:{reasons}")
-        return Selection(requested, "requested", cannot)
-    if not cannot[Backend.FUSED]:
-        return Selection(Backend.FUSED, "every token sees every group", cannot)
-    if not cannot[Backend.TILED]:
-        return Selection(Backend.TILED, "the window hides some groups from some tokens", cannot)
-    return Selection(Backend.REFERENCE, "no other backend can serve", cannot)
+        return Selection(requested, "requested", problem)
+    if not refusals(Backend.FUSED, problem):
+        return Selection(Backend.FUSED, "every token sees every group", problem)
+    if not refusals(Backend.TILED, problem):
+        return Selection(Backend.TILED, "the window hides some groups from some tokens", problem)
+    return Selection(Backend.REFERENCE, "no other backend can serve", problem)
