@@ -138,11 +138,11 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure on this machine; options go after ``--`` to both scripts."""
+    """Measure on this machine: rotation and grouping, against their peers and bounds."""
     install(session, *build(session, ROSE, GROUPING), "numpy")
     install_peers(session)
     for script in ("rotation.py", "grouping.py"):
-        session.run("python", str(ROOT / "benchmarks" / script), *session.posargs)
+        session.run("python", str(ROOT / "benchmarks" / script))
 
 
 @nox.session(name="build")

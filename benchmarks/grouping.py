@@ -1,6 +1,6 @@
 """Windowed grouping against copying its operands, dense grouping against two flash calls, on one CPU thread.
 
-``python benchmarks/grouping.py [--json FILE] [--compile] [--only windowed|growth|dense|choice]``
+``python benchmarks/grouping.py [--json FILE] [--compile] [--only windowed|growth|dilation|choice|dense]``
 """
 
 from __future__ import annotations
@@ -126,6 +126,21 @@ def dense() -> dict[str, Any]:
     return results
 
 
+def dilation() -> dict[str, Any]:
+    """What a dilated window costs: the halo of a tile grows with it."""
+    contenders = {}
+    for step in (1, 2, 4, 8):
+        relation = Neighbourhood((192, 192), (96, 96), 2, 3, 1, 3, step)
+        q, k, v = operands(relation.num_groups, relation.num_inputs, 1, 16)
+        name = f"dilation {step}"
+        contenders[name], _ = both_ways(
+            lambda q, k, v, r=relation: grouping_attention(q, k, v, r, backend="tiled")[0], q, k, v
+        )
+    results = alternate(contenders, rounds=5)
+    print_table("192x192 -> 96x96, window 3, 1 head of 16, forward", "dilation 1", results)
+    return results
+
+
 def choice() -> dict[str, Any]:
     """Where groups are few, is the masked matrix faster than the tiles that "auto" takes?"""
     results = {}
@@ -153,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the results here")
     parser.add_argument("--compile", action="store_true", help="measure the compiled forms too")
-    parser.add_argument("--only", choices=("windowed", "growth", "dense", "choice"))
+    parser.add_argument("--only", choices=("windowed", "growth", "dilation", "choice", "dense"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -162,6 +177,8 @@ def main() -> None:
     if arguments.only in (None, "growth"):
         print("\nwindowed growth, stride 2, window 3, 4 heads of 32")
         results["growth"] = growth()
+    if arguments.only in (None, "dilation"):
+        results["dilation"] = dilation()
     if arguments.only in (None, "choice"):
         results["choice"] = choice()
     if arguments.only in (None, "dense"):
