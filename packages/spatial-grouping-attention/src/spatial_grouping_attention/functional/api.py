@@ -55,7 +55,7 @@ def grouping_attention(
         k: fine keys (B, H, N_in, D).
         v: fine values (B, H, N_in, Dv).
         neighbourhood: which groups a token sees; ``None`` for all of them.
-        scale: factor of the products; ``None`` for 1/sqrt(D).
+        scale: factor of the products, not 0; ``None`` for 1/sqrt(D).
         bias: added to the logits: a table (H, *window) read at ``(group - cell(token))/dilation + radius``
             per axis, or one value for every pair, broadcastable to (B, H, N_in, N_out).
         valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
