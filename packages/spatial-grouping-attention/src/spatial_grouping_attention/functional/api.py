@@ -186,7 +186,8 @@ def _blank(valid: Tensor | None, *of_tokens: Tensor) -> tuple[Tensor, ...]:
     if valid is None:
         return of_tokens
     excluded = ~valid[:, None, :]
-    return tuple(x.masked_fill(excluded if x.ndim == 3 else excluded[..., None], 0.0) for x in of_tokens)
+    # A clone keeps the order in memory, which masked_fill on its own does not.
+    return tuple(x.clone().masked_fill_(excluded if x.ndim == 3 else excluded[..., None], 0.0) for x in of_tokens)
 
 
 def _check(
