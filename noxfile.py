@@ -31,7 +31,7 @@ def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = 
 
 def install_peers(session: nox.Session) -> None:
     """Install the libraries that RoSE must agree with; their requirements would bring in another torch."""
-    install(session, "--no-deps", "timm", "torchvision", "rotary-embedding-torch")
+    install(session, "--no-deps", "timm", "torchvision", "pillow", "rotary-embedding-torch")
 
 
 def build(session: nox.Session, *packages: Path) -> list[str]:
