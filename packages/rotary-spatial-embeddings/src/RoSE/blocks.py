@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from .embedding import RotarySpatialEmbedding
 from .grid import Grid
 from .positions import Shape, Spacing, require_batch
-from .validation import require_floating, require_int, require_real
+from .validation import (
+    require_callable,
+    require_flag,
+    require_floating,
+    require_int,
+    require_probability,
+    require_real,
+)
 
 
 class RoSEMultiHeadAttention(nn.Module):
@@ -52,11 +59,11 @@ class RoSEMultiHeadAttention(nn.Module):
         super().__init__()
         self.rose = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **rose)
         self.context_dim = dim if context_dim is None else require_int("context_dim", context_dim, minimum=1)
-        self.attn_dropout = require_real("attn_dropout", attn_dropout, minimum=0.0, maximum=1.0)
+        self.attn_dropout = require_probability("attn_dropout", attn_dropout)
         self.query = nn.Linear(dim, dim, bias=qkv_bias)
         self.key_value = nn.Linear(self.context_dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_dropout = nn.Dropout(require_real("proj_dropout", proj_dropout, minimum=0.0, maximum=1.0))
+        self.proj_dropout = nn.Dropout(require_probability("proj_dropout", proj_dropout))
 
     def forward(
         self,
@@ -124,26 +131,79 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, **sdpa: Any) -> Tens
     return F.scaled_dot_product_attention(q, k, v, **sdpa).transpose(1, 2).flatten(2)
 
 
-class StochasticDepth(nn.Module):
-    """Drop a residual branch for whole samples in training (Huang et al., arXiv:1603.09382).
+class MLP(nn.Module):
+    """The two-layer perceptron of a transformer block, on the last axis.
 
     Args:
-        rate: Probability of dropping, in [0, 1).
+        dim: Channels in and out.
+        mlp_ratio: Hidden channels per channel; their number is rounded down and at least 1.
+        dropout: Probability of dropping a channel in training, after either linear layer.
+        bias: Whether the linear layers have one.
+        activation: Makes the nonlinearity's module.
+        device: Where to put the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        TypeError: Arguments of the wrong type.
+        ValueError: Arguments that break a rule.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        bias: bool = True,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
-        self.rate = require_real("drop_path", rate, minimum=0.0, maximum=1.0)
-        if rate == 1.0:
-            raise ValueError("drop_path must be below 1, or nothing would ever be kept; got 1")
+        require_int("dim", dim, minimum=1)
+        hidden = max(1, int(dim * require_real("mlp_ratio", mlp_ratio, above=0.0)))
+        require_flag("bias", bias)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
+        self.act = require_callable("activation", activation)()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(require_probability("dropout", dropout))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero samples at random; survivors are scaled so that the mean stays."""
+        """``(..., dim) -> (..., dim)``."""
+        hidden = self.dropout(self.act(self.fc1(x)))
+        out: Tensor = self.dropout(self.fc2(hidden))
+        return out
+
+
+class DropPath(nn.Module):
+    """Leave out whole samples of a residual branch in training (stochastic depth; Huang et al., arXiv:1603.09382).
+
+    Kept samples are scaled by ``1 / (1 - rate)``, so that the branch's mean stays.
+
+    Args:
+        rate: Probability of leaving a sample out, in [0, 1).
+
+    Raises:
+        TypeError: A rate that is not a number.
+        ValueError: A rate outside of [0, 1).
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        """Check the arguments and set up; see the class."""
+        super().__init__()
+        self.rate = require_probability("rate", rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, ...) -> (batch, ...)``; x itself where nothing is left out."""
         if not self.training or self.rate == 0:
             return x
         keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1 - self.rate)
+        return x * (keep.to(x.dtype) / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"rate={self.rate:g}"
 
 
 class MultiResolutionBlock(nn.Module):
@@ -193,25 +253,22 @@ class MultiResolutionBlock(nn.Module):
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.rose = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **rose)
-        self.attn_dropout = require_real("attn_dropout", attn_dropout, minimum=0.0, maximum=1.0)
+        self.attn_dropout = require_probability("attn_dropout", attn_dropout)
         require_real("norm_eps", norm_eps, minimum=0.0)
-        if not callable(mlp_activation):
-            raise TypeError(f"mlp_activation must be callable and make a module; got {mlp_activation!r}")
-        hidden = int(dim * require_real("mlp_ratio", mlp_ratio, above=0.0))
+        require_callable("mlp_activation", mlp_activation)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_dropout = nn.Dropout(require_real("proj_dropout", proj_dropout, minimum=0.0, maximum=1.0))
+        self.proj_dropout = nn.Dropout(require_probability("proj_dropout", proj_dropout))
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        require_real("mlp_dropout", mlp_dropout, minimum=0.0, maximum=1.0)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden, bias=mlp_bias),
-            mlp_activation(),
-            nn.Dropout(mlp_dropout),
-            nn.Linear(hidden, dim, bias=mlp_bias),
-            nn.Dropout(mlp_dropout),
+        self.mlp = MLP(
+            dim,
+            mlp_ratio=mlp_ratio,
+            dropout=require_probability("mlp_dropout", mlp_dropout),
+            bias=require_flag("mlp_bias", mlp_bias),
+            activation=mlp_activation,
         )
-        self.drop_path = StochasticDepth(drop_path)
+        self.drop_path = DropPath(require_probability("drop_path", drop_path))
 
     def forward(
         self,

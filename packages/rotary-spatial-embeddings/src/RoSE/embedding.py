@@ -365,9 +365,8 @@ class RotarySpatialEmbedding(nn.Module):
     ) -> Tensor:
         """The coordinates that :meth:`forward` uses: ``(tokens, N)`` or ``(batch, tokens, N)``."""
         if coordinates is None or isinstance(coordinates, Grid):
-            if coordinates is not None and (grid_shape is not None or spacing is not None):
-                raise ValueError("give the grid once: a Grid as coordinates, or grid_shape and spacing; got both")
-            grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates)
+            names = ("spacing", "grid_shape", "coordinates")
+            grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates, names=names)
             self._warn_once_if_aliased(grid)
             points, steps = grid.coordinates(device=device), grid.spacing
         else:

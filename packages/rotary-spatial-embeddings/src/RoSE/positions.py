@@ -13,31 +13,57 @@ import torch
 from torch import Tensor
 
 from .grid import Grid
-from .validation import require_floating, require_shape, values_are_readable
+from .validation import require_floating, require_per_axis, require_shape, values_are_readable
 
 Spacing: TypeAlias = "float | Iterable[float] | Tensor"
 Shape: TypeAlias = "int | Iterable[int]"
 
 
 def as_grid(
-    spatial_dims: int, tokens: int, spacing: Spacing | None, grid_shape: Shape | None, grid: Grid | None
+    spatial_dims: int,
+    tokens: int,
+    spacing: Spacing | None,
+    grid_shape: Shape | None,
+    grid: Grid | None,
+    *,
+    names: tuple[str, str, str] = ("spacing", "grid_shape", "grid"),
 ) -> Grid:
-    """The grid that the arguments describe, checked against the number of tokens."""
-    if grid is None:
-        if grid_shape is None and spatial_dims > 1:
-            raise ValueError(f"{spatial_dims}-D tokens need grid_shape (and spacing) or coordinates; got neither")
-        shape = (tokens,) if grid_shape is None else require_shape("grid_shape", grid_shape)
-        if len(shape) != spatial_dims:
+    """The grid that the arguments describe, checked against the number of tokens.
+
+    Args:
+        spatial_dims: Axes it must have.
+        tokens: Points it must have.
+        spacing: Distance between points; None means 1.
+        grid_shape: Points along each axis; in one dimension None means all tokens.
+        grid: A grid instead of the two.
+        names: What the caller calls the last three, for messages.
+
+    Raises:
+        TypeError: Arguments of the wrong type.
+        ValueError: A grid given twice or not at all, or one that does not fit.
+    """
+    spacing_name, shape_name, grid_name = names
+    if grid is not None:
+        if not isinstance(grid, Grid):
+            raise TypeError(f"{grid_name} must be a RoSE.Grid; got {type(grid).__name__}")
+        if spacing is not None or grid_shape is not None:
             raise ValueError(
-                f"grid_shape must have one size for each of {spatial_dims} spatial_dims; got {tuple(shape)}"
+                f"{grid_name} must be the only place that says the grid; got {shape_name} or {spacing_name} as well"
             )
-        grid = Grid(shape, 1.0 if spacing is None else spacing)
-    elif grid.ndim != spatial_dims:
-        raise ValueError(f"a grid must have {spatial_dims} axes, the module's spatial_dims; got shape {grid.shape}")
+        if grid.ndim != spatial_dims:
+            raise ValueError(f"{grid_name} must have {spatial_dims} axes; got shape {grid.shape}")
+    else:
+        if grid_shape is None:
+            if spatial_dims > 1:
+                raise ValueError(f"{shape_name} must be given for {spatial_dims}-D tokens; got None")
+            grid_shape = (tokens,)
+        shape = require_shape(shape_name, grid_shape, spatial_dims)
+        per_axis = require_per_axis(spacing_name, 1.0 if spacing is None else spacing, spatial_dims, positive=True)
+        grid = Grid(shape, per_axis)
     if grid.size != tokens:
         raise ValueError(
-            f"grid_shape must have as many points as there are tokens to place; got {grid.shape} with "
-            f"{grid.size} points for {tokens} tokens"
+            f"{shape_name} must have one point for each of the {tokens} tokens; "
+            f"got {grid.shape} with {grid.size} points"
         )
     return grid
 

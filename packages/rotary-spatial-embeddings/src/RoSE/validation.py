@@ -1,26 +1,32 @@
-"""The one place where arguments are judged.
+"""The one place where arguments are judged, for this package and for those built on it.
 
 Every public entry point calls these helpers before it computes anything, so a wrong argument is reported in
-the caller's words (the rule, then the value that broke it) instead of as a shape error from deep inside
-torch. Types that can never work raise ``TypeError``; values and shapes that break a rule raise
-``ValueError``.
+the caller's words (``<name> must be <rule>; got <value>``) instead of as a shape error from deep inside torch.
+Types that can never work raise ``TypeError``; values and shapes that break a rule raise ``ValueError``.
+
+Nothing here computes on tensors beyond reading, where that is free, whether their values are finite.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 LAYOUTS = ("bnd", "bnhd", "bhnd")
+FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def require_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """Return ``value`` if it is one of ``choices``."""
-    if value not in choices:
+def require_choice(name: str, value: T, choices: Sequence[T]) -> T:
+    """Return ``value`` if it is one of ``choices``, in type too (``True`` is not the choice 1)."""
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
 
@@ -32,9 +38,16 @@ def require_flag(name: str, value: bool) -> bool:
     return value
 
 
+def require_callable(name: str, value: Function) -> Function:
+    """Return ``value`` if it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable; got {value!r}")
+    return value
+
+
 def require_int(name: str, value: int, *, minimum: int) -> int:
     """Return ``value`` if it is a whole number of at least ``minimum`` (booleans are not numbers here)."""
-    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
+    if not _is_int(value):
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
@@ -50,7 +63,7 @@ def require_real(
     maximum: float = math.inf,
 ) -> float:
     """Return ``value`` if it is finite, greater than ``above`` and within ``[minimum, maximum]``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)):
+    if not _is_real(value):
         raise TypeError(f"{name} must be a real number; got {value!r} of type {type(value).__name__}")
     # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the
     # check can be traced by torch.compile for a number that is not known while compiling.
@@ -59,22 +72,46 @@ def require_real(
     if not value > above:
         raise ValueError(f"{name} must be greater than {above:g}; got {value}")
     if not minimum <= value <= maximum:
-        raise ValueError(f"{name} must lie in [{minimum:g}, {maximum:g}]; got {value}")
+        rule = f"at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
+        raise ValueError(f"{name} must be {rule}; got {value}")
     # Numbers of other libraries become Python's own: they would take over arithmetic with tensors. Symbols of a
     # compiler must stay what they are.
     return value if type(value) in (int, float, torch.SymInt, torch.SymFloat) else float(value)
 
 
-def require_shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
-    """Return a grid shape as a tuple of positive ints; a bare int is a grid with one axis."""
-    if isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool):
-        value = (value,)
-    if isinstance(value, (str, Tensor)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a sequence of ints, one per axis; got {value!r}")
-    shape = tuple(require_int(f"{name}[{axis}]", n, minimum=1) for axis, n in enumerate(value))
-    if not shape:
-        raise ValueError(f"{name} must have at least one axis; got an empty sequence")
-    return shape
+def require_probability(name: str, value: float) -> float:
+    """Return ``value`` if it lies in [0, 1): what is dropped with certainty would never be learned."""
+    require_real(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1); got {value}")
+    return float(value)
+
+
+def require_ints(name: str, value: int | Iterable[int], ndim: int, *, minimum: int) -> tuple[int, ...]:
+    """Return one whole number per axis; a single one holds for every axis."""
+    if _is_int(value):
+        return (require_int(name, value, minimum=minimum),) * ndim  # type: ignore[arg-type]
+    values = _sequence(name, value, f"an int or {ndim} ints, one per axis")
+    if len(values) != ndim:
+        raise ValueError(f"{name} must be an int or {ndim} ints, one per axis; got {values}")
+    return tuple(require_int(f"{name}[{axis}]", n, minimum=minimum) for axis, n in enumerate(values))
+
+
+def require_odd(name: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Return whole numbers if all of them are odd."""
+    if any(n % 2 == 0 for n in values):
+        raise ValueError(f"{name} must be odd on every axis; got {values}")
+    return values
+
+
+def require_shape(name: str, value: int | Iterable[int], ndim: int | None = None) -> tuple[int, ...]:
+    """Return a grid shape as a tuple of positive ints, of ``ndim`` axes if given; an int is a grid with one axis."""
+    values = (value,) if _is_int(value) else _sequence(name, value, "a sequence of ints, one per axis")
+    if not values:
+        raise ValueError(f"{name} must have at least one axis; got {value!r}")
+    if ndim is not None and len(values) != ndim:
+        raise ValueError(f"{name} must have {ndim} ints, one per axis; got {value!r}")
+    return tuple(require_int(f"{name}[{axis}]", n, minimum=1) for axis, n in enumerate(values))
 
 
 def require_per_axis(
@@ -87,14 +124,21 @@ def require_per_axis(
     if isinstance(value, Tensor):
         return _require_per_axis_tensor(name, value, ndim, positive=positive)
     above = 0.0 if positive else -math.inf
-    if isinstance(value, (int, float, numbers.Real, torch.SymFloat, torch.SymInt)):
-        return (require_real(name, value, above=above),) * ndim
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a number, one number per axis, or a tensor; got {value!r}")
-    values = tuple(require_real(f"{name}[{axis}]", v, above=above) for axis, v in enumerate(value))
+    if isinstance(value, bool) or _is_real(value):
+        return (require_real(name, value, above=above),) * ndim  # type: ignore[arg-type]
+    values = _sequence(name, value, "a number, one number per axis, or a tensor")
     if len(values) != ndim:
-        raise ValueError(f"{name} must have one value for each of the {ndim} axes; got {len(values)}: {values}")
-    return values
+        raise ValueError(f"{name} must have one value for each of the {ndim} axes; got {values}")
+    return tuple(require_real(f"{name}[{axis}]", v, above=above) for axis, v in enumerate(values))
+
+
+def require_numbers(name: str, value: float | Iterable[float], ndim: int, *, positive: bool) -> tuple[float, ...]:
+    """Return one Python number per axis; tensors are refused, because a module would not take them along."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a number or one number per axis; got a tensor, which .to() would leave behind")
+    numbers_per_axis = require_per_axis(name, value, ndim, positive=positive)
+    assert isinstance(numbers_per_axis, tuple)
+    return numbers_per_axis
 
 
 def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: bool) -> Tensor:
@@ -102,7 +146,7 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
     if value.dim() == 0:
         value = value.expand(ndim)
     if value.dim() > 2 or value.shape[-1] != ndim:
-        raise ValueError(f"{name} as a tensor must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
     if values_are_readable(value):
         good = value.isfinite() & (value > 0) if positive else value.isfinite()
         if not bool(good.all()):
@@ -126,23 +170,76 @@ def require_tensor(name: str, value: Tensor) -> Tensor:
 
 
 def require_floating(name: str, value: Tensor) -> Tensor:
-    """Return ``value`` if it is a tensor of real floating-point numbers."""
+    """Return ``value`` if it is a tensor of one of the supported floating-point dtypes."""
     require_tensor(name, value)
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must hold real floating-point numbers; got dtype {value.dtype}")
+    if value.dtype not in FLOATING_DTYPES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {value.dtype}")
     return value
+
+
+def require_boolean(name: str, value: Tensor) -> Tensor:
+    """Return ``value`` if it is a tensor of booleans."""
+    require_tensor(name, value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} must be boolean; got {value.dtype}")
+    return value
+
+
+def require_sizes(name: str, value: Tensor, pattern: str, **sizes: int) -> Tensor:
+    """Return ``value`` if its shape fits a pattern such as ``"B H N_in D"``; ``sizes`` pins some of its axes."""
+    axes = pattern.split()
+    fits = value.dim() == len(axes)
+    if not fits or any(axis in sizes and n != sizes[axis] for axis, n in zip(axes, value.shape, strict=True)):
+        # Worded only here: a compiler that writes down a size takes it for a constant.
+        expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
+        raise ValueError(f"{name} must have shape ({expected}); got {tuple(value.shape)}")
+    return value
+
+
+def require_valid(valid: Tensor, batch: int, grid_shape: Sequence[int], *, name: str = "valid") -> Tensor:
+    """Return which tokens are real as ``(batch, tokens)``, given so or as ``(batch, *grid_shape)``."""
+    require_boolean(name, valid)
+    tokens = math.prod(grid_shape)
+    given = tuple(valid.shape)
+    if given != (batch, *grid_shape) and given != (batch, tokens):
+        shapes = dict.fromkeys(((batch, *grid_shape), (batch, tokens)))
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, shapes))}; got {given}")
+    return valid.flatten(1)
+
+
+def require_divides(divisor_name: str, divisor: int, name: str, value: int) -> int:
+    """Return the quotient ``value // divisor`` if nothing is left over."""
+    if value % divisor:
+        raise ValueError(f"{name} must be divisible by {divisor_name}; got {name}={value}, {divisor_name}={divisor}")
+    return value // divisor
 
 
 def require_head_split(dim: int, num_heads: int) -> int:
     """Return the head size ``dim // num_heads`` if heads divide ``dim`` into an even number of channels."""
     require_int("dim", dim, minimum=1)
     require_int("num_heads", num_heads, minimum=1)
-    if dim % num_heads:
-        raise ValueError(f"dim must be divisible by num_heads; got dim={dim}, num_heads={num_heads}")
-    head_dim = dim // num_heads
+    head_dim = require_divides("num_heads", num_heads, "dim", dim)
     if head_dim % 2:
         raise ValueError(
             "dim / num_heads must be even, because channels rotate in pairs; "
             f"got dim={dim}, num_heads={num_heads}, so {head_dim} channels a head"
         )
     return head_dim
+
+
+def _is_int(value: object) -> bool:
+    """Integers, NumPy's and a compiler's symbolic ones too, but no truth values."""
+    return isinstance(value, (int, numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    """Real numbers likewise."""
+    kinds = (int, float, numbers.Real, torch.SymFloat, torch.SymInt)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _sequence(name: str, value: Any, rule: str) -> tuple[Any, ...]:
+    """The entries of anything that lists numbers, NumPy's arrays too."""
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be {rule}; got {value!r}")
+    return tuple(value)
