@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
+from RoSE.validation import require_ints, require_odd, require_shape
 
-from .. import validation
 from .axis import Axis, output_size
+from .memo import remembered
 
 Ints = int | Sequence[int]
+
+# Smallest value of every entry; the order is that of the fields.
+_MINIMA = {"stride": 1, "kernel_size": 1, "padding": 0, "window": 1, "dilation": 1}
 
 
 @dataclass(frozen=True)
@@ -46,34 +51,23 @@ class Neighbourhood:
 
     def __post_init__(self) -> None:
         """Broadcast every entry to one per axis and check it."""
-        shape = self.input_shape
-        if not isinstance(shape, Sequence) or len(shape) == 0:
-            raise TypeError(f"input_shape must be a non-empty sequence of ints, got {shape!r}")
-        ndim = len(shape)
-        minima = {
-            "input_shape": 1,
-            "output_shape": 1,
-            "stride": 1,
-            "kernel_size": 1,
-            "padding": 0,
-            "window": 1,
-            "dilation": 1,
-        }
-        for name, minimum in minima.items():
-            value = validation.per_axis(name, getattr(self, name), ndim, minimum=minimum)
-            object.__setattr__(self, name, value)
-        if any(axis.window % 2 == 0 for axis in self.axes):
-            raise ValueError(f"window must be odd on every axis, got {self.window}")
+        input_shape = require_shape("input_shape", self.input_shape)
+        ndim = len(input_shape)
+        object.__setattr__(self, "input_shape", input_shape)
+        object.__setattr__(self, "output_shape", require_shape("output_shape", self.output_shape, ndim))
+        for name, minimum in _MINIMA.items():
+            object.__setattr__(self, name, require_ints(name, getattr(self, name), ndim, minimum=minimum))
+        require_odd("window", self.window)
         for axis in self.axes:
             expected = output_size(axis.size, axis.kernel, axis.stride, axis.padding)
             if axis.groups != expected:
                 raise ValueError(
                     "output_shape must be (n + 2*padding - kernel_size)//stride + 1 on every axis: "
                     f"n={axis.size}, kernel_size={axis.kernel}, stride={axis.stride}, padding={axis.padding} "
-                    f"give {expected}, got {axis.groups}"
+                    f"give {expected}; got {axis.groups}"
                 )
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The relation of each axis on its own."""
         columns = [getattr(self, field.name) for field in fields(self)]
@@ -83,11 +77,10 @@ class Neighbourhood:
         """Every entry in one flat list, field by field: how operators registered with torch carry it."""
         return [value for field in fields(self) for value in getattr(self, field.name)]
 
-    @classmethod
-    def from_integers(cls, integers: Sequence[int]) -> Neighbourhood:
+    @staticmethod
+    def from_integers(integers: Sequence[int]) -> Neighbourhood:
         """Rebuild from :meth:`integers`."""
-        ndim = len(integers) // len(fields(cls))
-        return cls(*(tuple(integers[i : i + ndim]) for i in range(0, len(integers), ndim)))
+        return _rebuild(tuple(integers))
 
     @property
     def ndim(self) -> int:
@@ -104,7 +97,7 @@ class Neighbourhood:
         """Number of groups."""
         return math.prod(self.output_shape)
 
-    @property
+    @cached_property
     def covers_all(self) -> bool:
         """Whether the window is so wide that every token sees every group."""
         return all(axis.covers_all for axis in self.axes)
@@ -143,7 +136,13 @@ class Neighbourhood:
 
     def _cells(self, device: torch.device | str | None) -> list[torch.Tensor]:
         """Per axis, cell(i) for every fine index i."""
-        return [torch.tensor([axis.cell(i) for i in range(axis.size)], device=device) for axis in self.axes]
+        return [
+            torch.arange(axis.size, device=device)
+            .sub(axis.offset)
+            .div(axis.stride, rounding_mode="floor")
+            .clamp(0, axis.groups - 1)
+            for axis in self.axes
+        ]
 
     def _distances(self, device: torch.device | str | None) -> list[torch.Tensor]:
         """Per axis, cell(i) - j for every fine index i and group j."""
@@ -151,3 +150,24 @@ class Neighbourhood:
             cells[:, None] - torch.arange(axis.groups, device=device)[None, :]
             for cells, axis in zip(self._cells(device), self.axes, strict=True)
         ]
+
+
+@remembered(1024)
+def relate(
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    padding: tuple[int, ...],
+    window: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Neighbourhood:
+    """The :class:`Neighbourhood` of these entries, checked once for all calls that name the same."""
+    return Neighbourhood(input_shape, output_shape, stride, kernel_size, padding, window, dilation)
+
+
+@remembered(1024)
+def _rebuild(integers: tuple[int, ...]) -> Neighbourhood:
+    columns = len(fields(Neighbourhood))
+    ndim = len(integers) // columns
+    return Neighbourhood(*(integers[i * ndim : (i + 1) * ndim] for i in range(columns)))

@@ -12,18 +12,6 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-# Stands for -inf in biases: a row of nothing but -inf is NaN to the kernels, a row of these is merely uniform.
-LOWEST = -1e30
-
-
-def refusals(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Reasons why these kernels cannot serve a device and dtype; empty where they can."""
-    if device.type not in ("cpu", "cuda"):
-        return [f"torch's attention kernels return their log-sum-exp on cpu and cuda only, got {device.type}"]
-    if device.type == "cuda" and dtype == torch.float64:
-        return ["torch's CUDA attention kernels do not take float64"]
-    return []
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``softmax(scale q k^T + key_bias) v`` and its log-sum-exp.
@@ -33,7 +21,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | 
         k: (B, H, M, D).
         v: (B, H, M, Dv).
         scale: factor of the products, not of the bias.
-        key_bias: (B, H, M) in float32 at least, added to the logits of every query.
+        key_bias: (B, H, M) in float32 at least, added to the logits of every query; finite, because a row of nothing but
+            -inf is NaN to the kernels.
 
     Returns:
         (B, H, N, Dv) in q's dtype, and (B, H, N) in float32 at least.

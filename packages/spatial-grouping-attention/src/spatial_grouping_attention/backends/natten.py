@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +24,17 @@ from torch import Tensor
 
 from ..geometry import Neighbourhood
 from ..geometry.axis import Axis
-from .once import Once, without_autocast
+from .autograd import Once, without_autocast
+from .operands import Operands, Pooled, Problem
 
 # Logit of a group that does not exist: far below any other, and within float16.
 HIDDEN = -1e4
 
 
-def refusals(
-    device: torch.device, dtype: torch.dtype, neighbourhood: Neighbourhood | None, bias: str | None
-) -> list[str]:
+def refusals(problem: Problem) -> list[str]:
     """Reasons why NATTEN cannot serve a call; empty where it can."""
     reasons = []
+    device, neighbourhood = problem.device, problem.neighbourhood
     if importlib.util.find_spec("natten") is None:
         reasons.append("natten is not installed: pip install 'spatial-grouping-attention[natten]'")
     elif device.type == "cuda":
@@ -44,18 +44,18 @@ def refusals(
             reasons.append("this build of natten has no CUDA kernels (natten.HAS_LIBNATTEN is False)")
     if device.type != "cuda":
         reasons.append(f"natten has no gradients on {device.type}, and pooling is one even in the forward pass")
-    if dtype == torch.float64:
+    if problem.dtype == torch.float64:
         reasons.append("natten does not take float64")
-    if bias == "full":
-        reasons.append("natten takes a bias per window offset only, got one for every pair")
+    if problem.bias == "full":
+        reasons.append("natten takes a bias per window offset only; got one for every pair")
     if neighbourhood is None:
         reasons.append("natten is windowed: it needs a neighbourhood")
         return reasons
     if neighbourhood.ndim > 3:
-        reasons.append(f"natten has 1, 2 and 3 axes, got {neighbourhood.ndim}")
+        reasons.append(f"natten has 1, 2 and 3 axes; got {neighbourhood.ndim}")
     for i, axis in enumerate(neighbourhood.axes):
         if axis.window == 1:
-            reasons.append(f"natten needs windows of 3 or more, got 1 along axis {i}")
+            reasons.append(f"natten needs windows of 3 or more; got 1 along axis {i}")
         if axis.offset > 0 or axis.offset + axis.groups * axis.stride < axis.size:
             reasons.append(
                 f"natten needs cells of stride tokens, but border cells of axis {i} own more: size {axis.size}, "
@@ -64,68 +64,47 @@ def refusals(
     return reasons
 
 
-def assign(
-    q: Tensor,
-    k: Tensor,
-    u: Tensor,
-    neighbourhood: Neighbourhood,
-    scale: float,
-    bias: Tensor | None,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`.reference.assign`."""
-    grids = _Grids(neighbourhood)
-    fine, groups = grids.operands(q, k, scale, bias)
-    fine, groups, values = _fit(fine, groups, grids.repeat(u))
-    out = grids.crop_tokens(_attend(fine, groups, values, grids)[0])[..., : u.shape[-1]]
+def assign(x: Operands) -> tuple[Tensor, Tensor]:
+    """``A u`` and the tokens' normalisers."""
+    grids = _Grids(x)
+    fine, groups, values = _fit(*grids.operands(x), grids.repeat(x.values))
+    out = grids.crop_tokens(_attend(fine, groups, values, grids)[0])[..., : x.values.shape[-1]]
     lse = _normaliser(fine, groups, grids)
-    if valid is not None:
-        nobody = ~valid[:, None, :]
+    nobody = _nobody(x, lse)
+    if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
     return out, lse
 
 
-def pool(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lse: Tensor,
-    neighbourhood: Neighbourhood,
-    scale: float,
-    bias: Tensor | None,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`.reference.pool`."""
-    grids = _Grids(neighbourhood)
-    fine, groups = grids.operands(q, k, scale, bias)
+def pool(x: Operands, lse: Tensor | None) -> Pooled:
+    """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
+    grids = _Grids(x)
+    fine, groups = grids.operands(x)
+    own = _normaliser(fine, groups, grids)
+    nobody = _nobody(x, own)
     # exp(s - lse) = A exp(own - lse), where A is what one call can transpose.
-    share = (_normaliser(fine, groups, grids) - lse).exp()
-    return _collect(fine, groups, v, share, valid, grids)
+    share = torch.ones_like(own) if lse is None else (own - lse).exp()
+    if nobody is not None:
+        share = share.masked_fill(nobody, 0.0)
+    if lse is None:
+        lse = own if nobody is None else own.masked_fill(nobody, torch.inf)
+    return Pooled(*_collect(fine, groups, x.values, share, grids), lse)
 
 
-def grouping_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    neighbourhood: Neighbourhood,
-    scale: float,
-    bias: Tensor | None,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`.reference.grouping_attention`."""
-    grids = _Grids(neighbourhood)
-    fine, groups = grids.operands(q, k, scale, bias)
-    lse = _normaliser(fine, groups, grids)
-    if valid is not None:
-        lse = lse.masked_fill(~valid[:, None, :], torch.inf)
-    out, log_mass = _collect(fine, groups, v, torch.ones_like(lse), valid, grids)
-    return out, lse, log_mass
+def _nobody(x: Operands, lse: Tensor) -> Tensor | None:
+    """Tokens that belong to no group, (B, 1 or H, N_in); None where every token belongs to some."""
+    nobody = None if x.valid is None else ~x.valid[:, None, :]
+    if x.valid_groups is not None:
+        sees_nothing = lse < HIDDEN / 2
+        nobody = sees_nothing if nobody is None else nobody | sees_nothing
+    return nobody
 
 
 class _Grids:
     """The padded equal grids on which NATTEN works, (B, *grid, H, C)."""
 
-    def __init__(self, neighbourhood: Neighbourhood) -> None:
+    def __init__(self, x: Operands) -> None:
+        neighbourhood = cast(Neighbourhood, x.neighbourhood)
         self.axes = neighbourhood.axes
         self.input_shape = neighbourhood.input_shape
         self.output_shape = neighbourhood.output_shape
@@ -134,27 +113,22 @@ class _Grids:
         self.halo = tuple(_halo(axis) for axis in self.axes)
         self.padded = tuple(axis.groups + 2 * halo for axis, halo in zip(self.axes, self.halo, strict=True))
 
-    def operands(self, q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fine and repeated group operands whose products are the logits, border and bias included."""
-        fine = [k * scale, torch.ones_like(k[..., :1])]
-        groups = [q, torch.zeros_like(q[..., :1])]
-        if bias is not None:
-            table, one_hot = self._bias_channels(bias.to(k.dtype))
-            fine.append(table.expand(k.shape[0], -1, -1, -1))
-            groups.append(one_hot.to(q.dtype).expand(*q.shape[:2], -1, -1))
+    def operands(self, x: Operands) -> tuple[Tensor, Tensor]:
+        """Fine and repeated group operands whose products are the logits; border, bias and hidden groups included."""
+        fine = [x.k * x.scale, torch.ones_like(x.k[..., :1])]
+        hidden = torch.zeros_like(x.q[..., :1])
+        if x.valid_groups is not None:
+            hidden = hidden.masked_fill(~x.valid_groups[:, None, :, None], HIDDEN)
+        groups = [x.q, hidden]
+        if x.bias is not None:
+            table, one_hot = self._bias_channels(x.bias.to(x.k.dtype))
+            fine.append(table.expand(x.k.shape[0], -1, -1, -1))
+            groups.append(one_hot.to(x.q.dtype).expand(*x.q.shape[:2], -1, -1))
         padded = self._pad(torch.cat(groups, -1), self.output_shape, self._group_padding())
-        border = torch.full(self.padded, HIDDEN, dtype=q.dtype, device=q.device)
+        border = torch.full(self.padded, HIDDEN, dtype=x.q.dtype, device=x.q.device)
         border[tuple(slice(h, h + g) for h, g in zip(self.halo, self.output_shape, strict=True))] = 0.0
-        channel = q.shape[-1]
-        padded = torch.cat(
-            (
-                padded[..., :channel],
-                border[None, ..., None, None].expand(*padded.shape[:-1], 1),
-                padded[..., channel + 1 :],
-            ),
-            -1,
-        )
-        return self.pad_tokens(torch.cat(fine, -1)), self._repeat_padded(padded)
+        at_border = F.pad(border[..., None, None], (x.q.shape[-1], padded.shape[-1] - x.q.shape[-1] - 1))
+        return self.pad_tokens(torch.cat(fine, -1)), self._repeat_padded(padded + at_border)
 
     def repeat(self, u: Tensor) -> Tensor:
         """Values of the groups (B, H, N_out, C), padded and repeated to the fine grid."""
@@ -246,12 +220,8 @@ def _normaliser(fine: Tensor, groups: Tensor, grids: _Grids) -> Tensor:
     return grids.crop_tokens(lse.unsqueeze(-1)).squeeze(-1)
 
 
-def _collect(
-    fine: Tensor, groups: Tensor, v: Tensor, share: Tensor, valid: Tensor | None, grids: _Grids
-) -> tuple[Tensor, Tensor]:
+def _collect(fine: Tensor, groups: Tensor, v: Tensor, share: Tensor, grids: _Grids) -> tuple[Tensor, Tensor]:
     """(out, log_mass): sums of v and of one over the groups' members, weighted by A times a share per token."""
-    if valid is not None:
-        share = share.masked_fill(~valid[:, None, :], 0.0)
     values = torch.cat((v, torch.ones_like(v[..., :1])), -1) * share.to(v.dtype).unsqueeze(-1)
     fine, groups, values = _fit(fine, groups, grids.pad_tokens(values))
     repeated: Tensor = _Transposed.apply(fine, groups, values, grids)  # type: ignore[no-untyped-call]

@@ -1,0 +1,24 @@
+"""What computes the operators: engines, the rule that picks one, and the bundles that travel between them."""
+
+from .dispatch import assign, group, pool
+from .engines import Backend
+from .labels import labels
+from .operands import Gradients, Operands, Pooled, Problem
+from .selection import Selection, select
+from .semantics import logits, memberships
+
+__all__ = [
+    "Backend",
+    "Gradients",
+    "Operands",
+    "Pooled",
+    "Problem",
+    "Selection",
+    "assign",
+    "group",
+    "labels",
+    "logits",
+    "memberships",
+    "pool",
+    "select",
+]

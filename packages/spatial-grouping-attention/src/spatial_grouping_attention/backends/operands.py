@@ -1,0 +1,87 @@
+"""What travels between the operators and whatever computes them: one bundle in, one bundle out.
+
+Every engine takes :class:`Operands` and no engine checks them: that is done once, in :mod:`..functional`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..geometry import Neighbourhood
+
+
+class Operands(NamedTuple):
+    """The operands of one call; B samples, H heads, N_in fine tokens, N_out groups.
+
+    Logits are ``s_ij = scale * <k_i, q_j> + bias`` where token i sees group j, and -inf elsewhere.
+    """
+
+    q: Tensor
+    """Group queries (B, H, N_out, D)."""
+    k: Tensor
+    """Fine keys (B, H, N_in, D)."""
+    values: Tensor
+    """Of the fine tokens (B, H, N_in, C) where they are averaged, of the groups (B, H, N_out, C) where they are carried."""
+    neighbourhood: Neighbourhood | None
+    """Which groups a token sees; None for all."""
+    scale: float
+    """Factor of the products."""
+    bias: Tensor | None = None
+    """A table (H, *window), or one value for every pair, broadcastable to (B, H, N_in, N_out)."""
+    valid: Tensor | None = None
+    """(B, N_in) boolean: false tokens belong to no group."""
+    valid_groups: Tensor | None = None
+    """(B, N_out) boolean: false groups are seen by nobody."""
+
+
+class Pooled(NamedTuple):
+    """Averages over the members of every group."""
+
+    out: Tensor
+    """(B, H, N_out, C), 0 for groups without members."""
+    log_mass: Tensor
+    """Logarithm of the members' sum of ``exp(s - lse)`` (B, H, N_out), -inf for groups without members."""
+    lse: Tensor
+    """The tokens' normalisers (B, H, N_in), +inf for tokens that belong to no group."""
+
+
+class Gradients(NamedTuple):
+    """Gradients of the operands; None for what there is not."""
+
+    q: Tensor
+    k: Tensor
+    values: Tensor
+    bias: Tensor | None
+    lse: Tensor | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What decides who can compute a call: everything but the numbers."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_size: int
+    neighbourhood: Neighbourhood | None
+    bias: str | None
+    """``None``, ``"table"`` or ``"full"``."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether every token sees every group."""
+        return self.neighbourhood is None or self.neighbourhood.covers_all
+
+
+def is_table(bias: Tensor, heads: int, neighbourhood: Neighbourhood | None) -> bool:
+    """Whether a bias is a relative-position table over the window (rather than one value per pair)."""
+    return neighbourhood is not None and tuple(bias.shape) == (heads, *neighbourhood.window)  # type: ignore[misc]
+
+
+def problem_of(q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None) -> Problem:
+    """Describe a call with checked arguments."""
+    kind = None if bias is None else "table" if is_table(bias, q.shape[1], neighbourhood) else "full"
+    return Problem(q.device, q.dtype, q.shape[-1], neighbourhood, kind)

@@ -1,0 +1,94 @@
+"""Which engine serves a call: what each one cannot do, and the one rule by which "auto" chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from RoSE.kernels.selfcheck import SelfCheck
+from RoSE.validation import require_choice
+
+from ..geometry import remembered
+from .engines import Backend, engine
+from .operands import Problem
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The backend of a call, why it was chosen, and why the others were not."""
+
+    backend: Backend
+    reason: str
+    problem: Problem
+
+    @property
+    def refusals(self) -> dict[Backend, list[str]]:
+        """Every reason why each backend cannot serve the call; empty lists for those that can.
+
+        Found only when asked for: reasons quote sizes, which a compiler would take for constants.
+        """
+        return {backend: refusals(backend, self.problem) for backend in Backend if backend is not Backend.AUTO}
+
+    def __str__(self) -> str:
+        """The whole decision in words."""
+        lines = [f"{self.backend.value}: {self.reason}"]
+        for backend, reasons in self.refusals.items():
+            lines += [f"  {backend.value} cannot: {reason}" for reason in reasons]
+        return "\n".join(lines)
+
+
+def refusals(backend: Backend, problem: Problem) -> list[str]:
+    """Every reason why a backend cannot serve a call; empty where it can."""
+    reasons: list[str] = []
+    if backend is not Backend.REFERENCE and torch.onnx.is_in_onnx_export():
+        reasons.append("ONNX has standard operators only, and reference alone is made of those")
+    return reasons + list(engine(backend).refusals(problem))
+
+
+def select(problem: Problem, requested: str = "auto") -> Selection:
+    """Choose the backend of a call.
+
+    "auto" takes ``fused`` where every token sees every group; where a window is given, ``triton`` on CUDA, once it has
+    shown on that device that it agrees with the plain formulas, else ``tiled``; and ``reference`` where none of these
+    can serve (a bias for every pair is as large as the matrix that ``reference`` makes). ``natten`` serves on request
+    only, for as long as no measurement says where it is faster.
+
+    Raises:
+        ValueError: the name is unknown, or the requested backend cannot serve; every reason is listed.
+    """
+    if requested != Backend.AUTO:
+        return _requested(problem, require_choice("backend", requested, [backend.value for backend in Backend]))
+    on_gpu = problem.device.type in TRITON_DEVICES and not refusals(Backend.TRITON, problem)
+    return _automatic(problem, torch.onnx.is_in_onnx_export(), on_gpu and TRITON_CHECK.passed(problem.device))
+
+
+def _requested(problem: Problem, name: str) -> Selection:
+    backend = Backend(name)
+    if against := refusals(backend, problem):
+        reasons = "".join(f"\n  - {reason}" for reason in against)
+        raise ValueError(f"backend={name!r} cannot serve this call:{reasons}")
+    return Selection(backend, "requested", problem)
+
+
+@remembered(1024)
+def _automatic(problem: Problem, exporting: bool, triton: bool) -> Selection:
+    """The rule; what it depends on besides the problem is an argument, so that answers can be remembered."""
+    if not refusals(Backend.FUSED, problem):
+        return Selection(Backend.FUSED, "every token sees every group", problem)
+    if triton:
+        return Selection(Backend.TRITON, "the window hides some groups from some tokens, on a GPU", problem)
+    if not refusals(Backend.TILED, problem):
+        return Selection(Backend.TILED, "the window hides some groups from some tokens", problem)
+    return Selection(Backend.REFERENCE, "no other backend can serve", problem)
+
+
+def _check_triton(device: torch.device) -> None:
+    from .triton.check import agrees
+
+    agrees(device)
+
+
+TRITON_DEVICES = ("cuda",)
+"""Device types on which "auto" looks at ``triton``."""
+
+TRITON_CHECK = SelfCheck("the triton kernels of spatial_grouping_attention", _check_triton, "backend 'tiled'")

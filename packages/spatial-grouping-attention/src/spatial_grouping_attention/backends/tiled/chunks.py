@@ -1,0 +1,154 @@
+"""Chunks of work: some samples, some heads and a run of tiles, loaded tile by tile and put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..operands import Operands
+from ..semantics import scalars_like, widened
+from .tables import Run, Tiling, runs_of, tiling_of
+
+# A tile wants at least this many fine tokens per axis, or its matrix products are too small to be efficient;
+# larger tiles spend more on groups that most of their tokens cannot see. Of 1 to 32, this was the best or close to it
+# in 1-D, 2-D and 3-D, with strides 1 to 4 and windows 3 to 9.
+TOKENS_PER_AXIS = 4
+
+# Elements of one chunk's logits and operands together: about 4 MB in float32 on a CPU; on a GPU enough to fill it.
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+
+
+class Tiles:
+    """The operands of one call, cut into chunks; everything is computed in the accumulation dtype."""
+
+    def __init__(self, x: Operands) -> None:
+        """Operands whose bias is a table, if there is one."""
+        assert x.neighbourhood is not None
+        self.x = x
+        self.dtype = widened(x.q.dtype)
+        self.tiling: Tiling = tiling_of(x.neighbourhood, TOKENS_PER_AXIS)
+        self.table = None if x.bias is None else x.bias.flatten(1).to(self.dtype)
+
+    def chunks(self, *, split_heads: bool = True) -> Iterator[Chunk]:
+        """Cut the work along the first axis' tiles, heads and batch so that a chunk stays in the cache."""
+        x, tiling = self.x, self.tiling
+        batch, heads = x.q.shape[:2]
+        channels = max(x.q.shape[-1], x.values.shape[-1])
+        tokens, groups = tiling.tokens_per_tile, tiling.groups_per_tile
+        row = math.prod(a.num for a in tiling.axes[1:]) * (tokens * groups + (tokens + groups) * channels)
+        budget = CHUNK_ELEMENTS.get(x.q.device.type, CHUNK_ELEMENTS["cpu"])
+        # All heads and all samples share a run's index tables, so those are merged before rows are.
+        per_head = max(1, min(heads, budget // row)) if split_heads else heads
+        per_batch = max(1, min(batch, budget // (row * heads))) if per_head == heads else 1
+        rows = max(1, budget // (row * per_head * per_batch))
+        for run in runs_of(x.neighbourhood, TOKENS_PER_AXIS, min(rows, tiling.axes[0].num), x.q.device):
+            for b in range(0, batch, per_batch):
+                for h in range(0, heads, per_head):
+                    yield Chunk(self, run, slice(b, b + per_batch), slice(h, h + per_head))
+
+    def sums(self, channels: int) -> Tensor:
+        """Zeroed padded sums over tiles, (B, H, *padded_shape, channels)."""
+        shape = (*self.x.q.shape[:2], *self.tiling.padded_shape, channels)
+        return torch.zeros(shape, dtype=self.dtype, device=self.x.q.device)
+
+    def per_token(self) -> Tensor:
+        """Uninitialised number for every token: every chunk writes its run, and the runs cover all tokens."""
+        return scalars_like(self.x.k)
+
+
+class Chunk:
+    """A run of tiles for some samples and heads; b, h are their numbers, T tiles of P tokens and Q groups."""
+
+    def __init__(self, tiles: Tiles, run: Run, batch: slice, heads: slice) -> None:
+        """What the chunk is cut from, and where."""
+        self.tiles, self.run, self.batch, self.heads = tiles, run, batch, heads
+        self.tables = run.tables
+        folded = [
+            (n - 1 - (-axis.groups_per_tile // axis.cells)) * axis.cells
+            for n, axis in zip(self.tables.tiles, tiles.tiling.axes, strict=True)
+        ]
+        self.padded_rows = slice(run.padded_row, run.padded_row + folded[0])
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Load (B, H, N_in, C) as (b, h, T, P, C); without C as (b, h, T, P)."""
+        x = x[self.batch, self.heads, self.run.tokens].index_select(2, self.tables.tokens)
+        return x.to(self.tiles.dtype).unflatten(2, (-1, self.tiles.tiling.tokens_per_tile))
+
+    def groups(self, x: Tensor) -> Tensor:
+        """Load (B, H, N_out, C) as (b, h, T, Q, C); without C as (b, h, T, Q)."""
+        x = x[self.batch, self.heads, self.run.groups].index_select(2, self.tables.groups)
+        return x.to(self.tiles.dtype).unflatten(2, (-1, self.tiles.tiling.groups_per_tile))
+
+    def scaled_queries(self) -> Tensor:
+        """Queries times ``scale``, (b, h, T, Q, D)."""
+        return self.groups(self.tiles.x.q).mul_(self.tiles.x.scale)
+
+    def logits(self, scaled_q: Tensor, k: Tensor) -> Tensor:
+        """(b, h, T, P, Q), -inf where a pair is not visible."""
+        x, tables = self.tiles.x, self.tables
+        scores = k @ scaled_q.mT
+        if self.tiles.table is not None:
+            entries = self.tiles.table[self.heads].index_select(1, tables.window_entry.flatten())
+            scores += entries.view(-1, *tables.window_entry.shape)
+        scores.masked_fill_(tables.hidden, -torch.inf)
+        if x.valid is not None:
+            valid = x.valid[self.batch, self.run.tokens].index_select(1, tables.tokens)
+            scores.masked_fill_(valid.logical_not().view(-1, 1, *tables.hidden.shape[:2], 1), -torch.inf)
+        if x.valid_groups is not None:
+            valid = x.valid_groups[self.batch, self.run.groups].index_select(1, tables.groups)
+            shape = (-1, 1, tables.hidden.shape[0], 1, tables.hidden.shape[2])
+            scores.masked_fill_(valid.logical_not().view(shape), -torch.inf)
+        return scores
+
+    def store(self, out: Tensor, tiles: Tensor) -> None:
+        """Write (b, h, T, P[, C]) to its tokens of ``out`` (B, H, N_in[, C]); h and H may be 1 for all heads."""
+        heads = slice(None) if out.shape[1] == 1 else self.heads
+        rows = tiles.flatten(2, 3).index_select(2, self.tables.slot_of_token)
+        out[self.batch, heads, self.run.tokens] = rows
+
+    def collect(self, sums: Tensor, tiles: Tensor) -> None:
+        """Add (b, h, T, Q, C) to the padded sums (B, H, *padded_shape, C)."""
+        self.rows(sums).add_(self.fold(tiles))
+
+    def rows(self, sums: Tensor) -> Tensor:
+        """The rows of padded sums that this chunk's tiles touch, as a view."""
+        return sums[self.batch, self.heads, self.padded_rows]
+
+    def padded(self, sums: Tensor) -> Tensor:
+        """Load padded (B, H, *padded_shape) as (b, h, T, Q)."""
+        flat = self.rows(sums).flatten(2).index_select(2, self.tables.padded_groups)
+        return flat.unflatten(2, (-1, self.tiles.tiling.groups_per_tile))
+
+    def fold(self, tiles: Tensor, *, maximum: bool = False) -> Tensor:
+        """Overlap-add (or overlap-max) tiles (b, h, T, Q, C) to (b, h, *padded rows, C)."""
+        axes = self.tiles.tiling.axes
+        sizes = [axis.groups_per_tile for axis in axes]
+        x = tiles.reshape(*tiles.shape[:2], *self.tables.tiles, *sizes, tiles.shape[-1])
+        for a in reversed(range(len(axes))):
+            x = _fold_axis(x, 2 + a, 2 + len(axes) + a, axes[a].cells, maximum)
+        return x
+
+
+def _fold_axis(x: Tensor, tile_dim: int, slot_dim: int, cells: int, maximum: bool) -> Tensor:
+    """Merge an axis of tiles with its axis of slots: tile t's slot q lands on ``t * cells + q``.
+
+    The slots are cut into stretches of ``cells``; each stretch of all tiles lands on disjoint positions, so a
+    handful of shifted additions does it all, deterministically.
+    """
+    tiles, slots = x.shape[tile_dim], x.shape[slot_dim]
+    stretches = -(-slots // cells)
+    x = x.movedim(slot_dim, tile_dim + 1)
+    shape = [*x.shape[:tile_dim], (tiles + stretches - 1) * cells, *x.shape[tile_dim + 2 :]]
+    folded = x.new_full(shape, -torch.inf) if maximum else x.new_zeros(shape)
+    for i in range(stretches):
+        part = x.narrow(tile_dim + 1, i * cells, min(cells, slots - i * cells))
+        target = folded.narrow(tile_dim, i * cells, tiles * cells).unflatten(tile_dim, (tiles, cells))
+        target = target.narrow(tile_dim + 1, 0, part.shape[tile_dim + 1])
+        if maximum:
+            torch.maximum(target, part, out=target)
+        else:
+            target.add_(part)
+    return folded
