@@ -6,30 +6,57 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from RoSE import Grid
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .assignment import Assignment
+from .assignment import Assignment, Movable
 
 
-@dataclass(frozen=True, eq=False)
-class GroupingOutput(Mapping[str, Any]):
+@dataclass(frozen=True, eq=False, init=False)
+class GroupingOutput(Movable, Mapping[str, Any]):
     """Features of the groups, where the groups lie, and which tokens belong to them.
 
     Reads like a dataclass (``output.x_out``) and like a dict (``output["x_out"]``, ``**output``), and is a
-    pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks.
+    pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks. Code that walks through nested
+    containers rebuilds a mapping from a mapping, so one mapping of all fields stands for the fields.
     """
 
     x_out: Tensor
-    """Features of the groups (B, N_out, out_dims)."""
+    """Features of the groups (B, N_out, out_dims); 0 for groups that are not valid."""
     out_grid_shape: tuple[int, ...]
     """Groups along each axis; their product is N_out."""
     out_spacing: tuple[float, ...] | Tensor
     """Distance between groups in physical units: one per axis, or (B, spatial_dims) if the input's was."""
     out_origin: tuple[float, ...] | Tensor
-    """Position of the first group in the frame in which ``input_origin`` was given."""
+    """Position of the first group in the frame in which the input's origin was given."""
     assignment: Assignment
     """Memberships of the input tokens in the groups."""
+    valid: Tensor | None
+    """Which groups are real, (B, N_out) boolean, for the next layer's ``valid``; None for all."""
+
+    def __init__(
+        self,
+        x_out: Tensor | Mapping[str, Any],
+        out_grid_shape: tuple[int, ...] | None = None,
+        out_spacing: tuple[float, ...] | Tensor | None = None,
+        out_origin: tuple[float, ...] | Tensor | None = None,
+        assignment: Assignment | None = None,
+        valid: Tensor | None = None,
+    ) -> None:
+        values: Any = (x_out, out_grid_shape, out_spacing, out_origin, assignment, valid)
+        names = [field.name for field in fields(self)]
+        if isinstance(x_out, Mapping):
+            if sorted(x_out) != sorted(names):
+                raise TypeError(f"a mapping in place of the fields must have the keys {names}; got {list(x_out)}")
+            values = (x_out[name] for name in names)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def grid(self) -> Grid:
+        """Where the groups lie: ``out_grid_shape``, ``out_spacing`` and ``out_origin`` in one."""
+        return Grid(self.out_grid_shape, self.out_spacing, self.out_origin)
 
     def __getitem__(self, name: str) -> Any:
         """A field by its name."""

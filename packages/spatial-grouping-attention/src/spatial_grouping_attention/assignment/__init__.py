@@ -5,16 +5,19 @@ the groups. No matrix of all pairs is ever kept, so both take any number of chan
 and gradients flow through them into the layer.
 """
 
-from .attention import AttentionAssignment
-from .base import Assignment, Usage
+from .base import Assignment, Movable, Usage
 from .composed import ComposedAssignment, compose
-from .deformable import DeformableAssignment
+from .from_attention import AttentionAssignment
+from .from_points import DeformableAssignment
+from .heads import AssignmentOfHeads
 
 __all__ = [
     "Assignment",
+    "AssignmentOfHeads",
     "AttentionAssignment",
     "ComposedAssignment",
     "DeformableAssignment",
+    "Movable",
     "Usage",
     "compose",
 ]

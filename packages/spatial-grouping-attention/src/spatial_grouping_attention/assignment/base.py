@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from RoSE.validation import require_floating, require_sizes
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from .. import validation
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Movable:
+    """A pytree whose tensors can be taken out of the graph, or elsewhere, all at once."""
+
+    def detach(self) -> Self:
+        """The same without history: what is done with it no longer reaches the layer."""
+        detached: Self = pytree.tree_map_only(Tensor, Tensor.detach, self)
+        return detached
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
+        """The same on another device.
+
+        Args:
+            device: where to; dtypes stay as they are.
+            non_blocking: see :meth:`torch.Tensor.to`.
+        """
+        target = torch.device(device)
+        moved: Self = pytree.tree_map_only(Tensor, lambda x: x.to(target, non_blocking=non_blocking), self)
+        return moved
 
 
 class Usage(NamedTuple):
     """How evenly groups are used."""
 
     mass: Tensor
-    """Tokens that belong to each group, counted by their memberships: ``A^T 1``, (B, N_out); sums to N_in."""
+    """Tokens that belong to each group, counted by their memberships: ``A^T 1``, (B, N_out); sums to the number of
+    valid tokens."""
     unused: Tensor
-    """Groups that are no token's most likely one, (B,) int64."""
+    """Valid groups that are no token's most likely one, (B,) int64."""
 
 
-class Assignment(ABC):
-    """Soft memberships A of fine tokens (rows) in groups (columns), averaged over heads; rows sum to 1."""
+class Assignment(Movable, ABC):
+    """Soft memberships A of fine tokens (rows) in groups (columns), averaged over heads.
+
+    Rows sum to 1. Rows of tokens and columns of groups that are not valid are 0: what is carried to such a token is
+    0, its label is -1, and whatever values are given for it do not matter.
+    """
+
+    # Not a dataclass: code that walks through containers rebuilds those from parts it has changed.
+    valid: Tensor | None
+    """Which tokens are real, (B, N_in) boolean; None for all."""
+    valid_groups: Tensor | None
+    """Which groups are real, (B, N_out) boolean; None for all."""
 
     @property
     @abstractmethod
@@ -63,7 +97,7 @@ class Assignment(ABC):
                 then flow to the values only.
 
         Returns:
-            (B, N_in, C).
+            (B, N_in, C); 0 for tokens that are not valid.
 
         Raises:
             TypeError: values are not floating.
@@ -71,7 +105,9 @@ class Assignment(ABC):
         """
         self._check("N_out", values)
         if hard:
-            return values.gather(1, self._rows(values))
+            labels = self.hard_labels().unsqueeze(-1)
+            rows = labels.clamp(min=0).expand(-1, -1, values.shape[-1])
+            return values.gather(1, rows).masked_fill(labels < 0, 0.0)
         return self._upsample(_widened(values)).to(values.dtype)
 
     def sum(self, values: Tensor, *, hard: bool = False) -> Tensor:
@@ -90,9 +126,7 @@ class Assignment(ABC):
         """
         self._check("N_in", values)
         if hard:
-            wide = _widened(values)
-            total = wide.new_zeros(self.batch_size, self.num_groups, values.shape[-1])
-            return total.scatter_add(1, self._rows(values), wide).to(values.dtype)
+            return self._hard_sum(_widened(values)).to(values.dtype)
         return self._sum(_widened(values)).to(values.dtype)
 
     def pool(self, values: Tensor, *, hard: bool = False) -> Tensor:
@@ -111,10 +145,8 @@ class Assignment(ABC):
         """
         self._check("N_in", values)
         wide = _widened(values)
-        if hard:
-            total = self.sum(torch.cat((wide, torch.ones_like(wide[..., :1])), -1), hard=True)
-            return self._mean(total).to(values.dtype)
-        return self._pool(wide).to(values.dtype)
+        pooled = averages(self._hard_sum(with_ones(wide))) if hard else self._pool(wide)
+        return pooled.to(values.dtype)
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -122,28 +154,31 @@ class Assignment(ABC):
 
     @abstractmethod
     def labels(self) -> Tensor:
-        """Most likely group of every fine token, (B, N_in) int64, without the matrix.
+        """Most likely group of every fine token, (B, N_in) int64, without the matrix; -1 for tokens that are not valid.
 
         Not differentiable. Ties go to the group that comes first.
         """
 
     def hard_labels(self) -> Tensor:
-        """The one group of every fine token where memberships are hard, (B, N_in) int64."""
+        """The one group of every fine token where memberships are hard, (B, N_in) int64; -1 as in :meth:`labels`."""
         return self.labels()
 
     @torch.no_grad()
     def usage(self) -> Usage:
         """Mass of every group, and how many groups are nobody's most likely one."""
         mass = self.sum(torch.ones(self.batch_size, self.num_inputs, 1, device=self.device)).squeeze(-1)
-        chosen = torch.zeros_like(mass, dtype=torch.bool)
-        chosen.scatter_(1, self.labels(), torch.ones_like(self.labels(), dtype=torch.bool))
-        return Usage(mass, self.num_groups - chosen.sum(1))
+        # Labels count from -1, which is in no group's place.
+        chosen = mass.new_zeros(self.batch_size, self.num_groups + 1)
+        used = chosen.scatter(1, self.labels() + 1, 1.0)[:, 1:] > 0
+        unused = ~used if self.valid_groups is None else ~used & self.valid_groups
+        return Usage(mass, unused.sum(1))
 
     @torch.no_grad()
     def boundaries(self) -> Tensor:
         """Where neighbouring tokens have different labels, for drawing: (B, *input_shape) boolean.
 
-        Both tokens of a differing pair are marked, so lines are two tokens wide.
+        Both tokens of a differing pair are marked, so lines are two tokens wide. The edge of the valid tokens is no
+        boundary, as the edge of the grid is none.
         """
         return label_boundaries(self.labels().reshape(-1, *self.input_shape))
 
@@ -157,22 +192,18 @@ class Assignment(ABC):
 
     def _pool(self, values: Tensor) -> Tensor:
         """``A^T values / A^T 1`` for checked values of float32 at least."""
-        return self._mean(self._sum(torch.cat((values, torch.ones_like(values[..., :1])), -1)))
+        return averages(self._sum(with_ones(values)))
 
-    @staticmethod
-    def _mean(total: Tensor) -> Tensor:
-        """Sums whose last channel is the mass -> averages."""
-        mass = total[..., -1:]
-        return total[..., :-1] / mass.masked_fill(mass == 0, 1.0)
-
-    def _rows(self, values: Tensor) -> Tensor:
-        """Every token's one group, repeated for every channel of values."""
-        return self.hard_labels().unsqueeze(-1).expand(-1, -1, values.shape[-1])
+    def _hard_sum(self, values: Tensor) -> Tensor:
+        labels = self.hard_labels().unsqueeze(-1)
+        rows = labels.clamp(min=0).expand(-1, -1, values.shape[-1])
+        total = values.new_zeros(self.batch_size, self.num_groups, values.shape[-1])
+        return total.scatter_add(1, rows, values.masked_fill(labels < 0, 0.0))
 
     def _check(self, axis: str, values: Tensor) -> None:
         size = self.num_groups if axis == "N_out" else self.num_inputs
-        validation.floating("values", values)
-        validation.shaped("values", values, f"B {axis} C", B=self.batch_size, **{axis: size})
+        require_floating("values", values)
+        require_sizes("values", values, f"B {axis} C", B=self.batch_size, **{axis: size})
 
 
 def _widened(values: Tensor) -> Tensor:
@@ -180,23 +211,24 @@ def _widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def merge_heads(out: Tensor, log_mass: Tensor) -> Tensor:
-    """Heads' averages (B, H, N_out, C) -> the average over all heads' members (B, N_out, C).
+def with_ones(values: Tensor) -> Tensor:
+    """One more channel, whose sum over a group's members is the group's mass."""
+    return torch.cat((values, torch.ones_like(values[..., :1])), -1)
 
-    Heads share a group in proportion to their masses, taken from their logarithms (B, H, N_out): a group that every
-    head neglects still has a well-defined average.
-    """
-    empty = (log_mass == -torch.inf).all(1, keepdim=True)
-    weights = log_mass.masked_fill(empty, 0.0).softmax(1)
-    return (weights.unsqueeze(-1) * out).sum(1)
+
+def averages(total: Tensor) -> Tensor:
+    """Sums whose last channel is the mass -> averages, 0 where the mass is."""
+    mass = total[..., -1:]
+    return total[..., :-1] / mass.masked_fill(mass == 0, 1.0)
 
 
 def label_boundaries(labels: Tensor) -> Tensor:
-    """Mark both sides of every change between neighbours on the grid: (B, *grid) -> (B, *grid) boolean."""
+    """Mark both sides of every change between neighbours that have a label: (B, *grid) -> (B, *grid) boolean."""
     marked = torch.zeros_like(labels, dtype=torch.bool)
     for dim in range(1, labels.ndim):
         size = labels.shape[dim] - 1
-        changes = labels.narrow(dim, 0, size) != labels.narrow(dim, 1, size)
+        one, other = labels.narrow(dim, 0, size), labels.narrow(dim, 1, size)
+        changes = (one != other) & (one >= 0) & (other >= 0)
         marked.narrow(dim, 0, size).logical_or_(changes)
         marked.narrow(dim, 1, size).logical_or_(changes)
     return marked
@@ -211,11 +243,11 @@ def labels_by_columns(assignment: Assignment, groups_at_once: int = 64) -> Tenso
         groups_at_once: columns held at a time; memory is B * N_in times this.
 
     Returns:
-        (B, N_in) int64.
+        (B, N_in) int64; -1 for tokens that belong to nobody.
     """
     batch, num_groups, device = assignment.batch_size, assignment.num_groups, assignment.device
-    best = torch.full((batch, assignment.num_inputs), -torch.inf, device=device)
-    label = torch.zeros(batch, assignment.num_inputs, dtype=torch.long, device=device)
+    best = torch.zeros(batch, assignment.num_inputs, device=device)
+    label = torch.full((batch, assignment.num_inputs), -1, device=device)
     for first in range(0, num_groups, groups_at_once):
         columns = torch.arange(first, min(first + groups_at_once, num_groups), device=device)
         one_hot = torch.zeros(batch, num_groups, len(columns), device=device)

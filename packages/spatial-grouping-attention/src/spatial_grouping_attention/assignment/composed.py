@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +13,20 @@ from torch.utils import _pytree as pytree
 from .base import Assignment, labels_by_columns
 
 
-@dataclass(frozen=True, eq=False)
 class ComposedAssignment(Assignment):
-    """Memberships of the first tokens in the last groups, through every stage in between.
+    """Memberships of the first tokens in the last groups, through every stage in between; made by :func:`compose`.
 
     The matrix of the chain is the product of the stages' matrices and dense even where they are sparse, so it is
     never formed: values pass one stage after another.
+
+    Args:
+        stages: one assignment per stage, first stage first.
     """
 
-    stages: tuple[Assignment, ...]
+    def __init__(self, stages: tuple[Assignment, ...]) -> None:
+        self.stages = stages
+        self.valid = stages[0].valid
+        self.valid_groups = stages[-1].valid_groups
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -78,11 +82,11 @@ class ComposedAssignment(Assignment):
         Cheaper than :meth:`labels`, and nested: a token goes where its group goes.
 
         Returns:
-            (B, N_in) int64.
+            (B, N_in) int64; -1 for tokens whose way ends at something that is not valid.
         """
         labels = self.stages[0].hard_labels()
         for stage in self.stages[1:]:
-            labels = stage.hard_labels().gather(1, labels)
+            labels = stage.hard_labels().gather(1, labels.clamp(min=0)).where(labels >= 0, labels)
         return labels
 
 
@@ -100,18 +104,18 @@ def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:
         ValueError: there is none, or two neighbouring stages do not fit.
     """
     if isinstance(assignments, Assignment):
-        raise TypeError("compose takes a sequence of Assignments, got a single one")
+        raise TypeError("compose takes a sequence of Assignments; got a single one")
     stages = tuple(assignments)
     if not stages:
-        raise ValueError("compose needs at least one assignment, got none")
+        raise ValueError("compose needs at least one assignment; got none")
     for stage in stages:
         if not isinstance(stage, Assignment):
-            raise TypeError(f"compose takes Assignments, got {type(stage).__name__}")
+            raise TypeError(f"compose takes Assignments; got {type(stage).__name__}")
     for i, (fine, coarse) in enumerate(itertools.pairwise(stages)):
         if fine.output_shape != coarse.input_shape or fine.batch_size != coarse.batch_size:
             raise ValueError(
-                f"the groups of each stage must be the tokens of the next: stage {i} has groups "
-                f"{fine.output_shape} for batch {fine.batch_size}, stage {i + 1} has tokens {coarse.input_shape} "
+                f"the groups of each stage must be the tokens of the next; got stage {i} with groups "
+                f"{fine.output_shape} for batch {fine.batch_size}, stage {i + 1} with tokens {coarse.input_shape} "
                 f"for batch {coarse.batch_size}"
             )
     return ComposedAssignment(stages)

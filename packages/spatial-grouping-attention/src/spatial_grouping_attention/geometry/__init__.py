@@ -1,7 +1,19 @@
 """Integer and physical geometry of grouping: which fine token sees which group, and where groups lie."""
 
-from .coarsen import coarse_shape, coarsen
+from .coarsen import coarse_shape, coarsen, group_validity
 from .memo import remembered
 from .neighbourhood import Neighbourhood, relate
+from .token_grid import Shape, Spacing, TokenGrid, place_tokens
 
-__all__ = ["Neighbourhood", "coarse_shape", "coarsen", "relate", "remembered"]
+__all__ = [
+    "Neighbourhood",
+    "Shape",
+    "Spacing",
+    "TokenGrid",
+    "coarse_shape",
+    "coarsen",
+    "group_validity",
+    "place_tokens",
+    "relate",
+    "remembered",
+]

@@ -1,4 +1,4 @@
-"""Where the groups of a strided convolution lie in physical space."""
+"""Where the groups of a strided convolution lie in physical space, and which of them are real."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from RoSE import Grid
+from torch import Tensor
 
-from .axis import output_size
+from .axis import Axis, output_size
+from .neighbourhood import Neighbourhood
 
 
 def coarse_shape(
@@ -23,7 +26,7 @@ def coarse_shape(
     for n, k, s, p in zip(shape, kernel_size, stride, padding, strict=True):
         if n + 2 * p < k:
             raise ValueError(
-                f"kernel_size must not exceed the padded grid (n + 2*padding >= kernel_size), "
+                f"kernel_size must not exceed the padded grid (n + 2*padding >= kernel_size); "
                 f"got n={n}, padding={p}, kernel_size={k} in grid {tuple(shape)}"
             )
         sizes.append(output_size(n, k, s, p))
@@ -39,9 +42,9 @@ def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], paddi
     centre = tuple((k - 1) / 2 - p for k, p in zip(kernel_size, padding, strict=True))
     spacing, origin = grid.spacing, grid.origin
     shape = coarse_shape(grid.shape, kernel_size, stride, padding)
-    if isinstance(spacing, torch.Tensor) or isinstance(origin, torch.Tensor):
+    if isinstance(spacing, Tensor) or isinstance(origin, Tensor):
         # Rounding to a half type would move groups against their tokens, and more with every stage.
-        given = [x for x in (spacing, origin) if isinstance(x, torch.Tensor)]
+        given = [x for x in (spacing, origin) if isinstance(x, Tensor)]
         device = given[0].device
         dtype = functools.reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
         step, start, s, c = (
@@ -53,3 +56,27 @@ def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], paddi
         tuple(d * s for d, s in zip(spacing, stride, strict=True)),
         tuple(o + c * d for o, c, d in zip(origin, centre, spacing, strict=True)),
     )
+
+
+def group_validity(valid: Tensor, neighbourhood: Neighbourhood) -> Tensor:
+    """Which groups are real: those whose own cell owns a token that is.
+
+    Args:
+        valid: (B, N_in) boolean.
+        neighbourhood: the grids of tokens and groups.
+
+    Returns:
+        (B, N_out) boolean.
+    """
+    counts = valid.unflatten(1, neighbourhood.input_shape).long()
+    for dim, axis in enumerate(neighbourhood.axes, 1):
+        # Cells are intervals, and their tokens a difference of two running sums.
+        up_to = torch.cat((torch.zeros_like(counts.narrow(dim, 0, 1)), counts.cumsum(dim)), dim)
+        counts = up_to.index_select(dim, _edges(axis, valid.device)).diff(dim=dim)
+    return counts.flatten(1) > 0
+
+
+def _edges(axis: Axis, device: torch.device) -> Tensor:
+    """Where the cells of an axis begin, and where the last one ends: (groups + 1,)."""
+    inner = torch.arange(1, axis.groups, device=device) * axis.stride + axis.offset
+    return F.pad(F.pad(inner.clamp(0, axis.size), (1, 0)), (0, 1), value=axis.size)

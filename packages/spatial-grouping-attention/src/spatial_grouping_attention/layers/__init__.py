@@ -1,10 +1,10 @@
 """Modules: a strided convolution proposes groups, attention refines them, memberships come out."""
 
-from .attention import WindowedSelfAttention
-from .base import SpatialGroupingAttention
 from .deformable import DeformableSpatialGroupingAttention
 from .dense import DenseSpatialGroupingAttention
+from .grouping import SpatialGroupingAttention
 from .sparse import SparseSpatialGroupingAttention
+from .windowed_self_attention import WindowedSelfAttention
 
 __all__ = [
     "DeformableSpatialGroupingAttention",

@@ -4,99 +4,142 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
+from RoSE.keywords import RotaryKeywords, spell_out_rotary_keywords
+from RoSE.validation import require_choice, require_int
 from torch import Tensor, nn
 
-from .. import validation
-from ..assignment import Assignment, DeformableAssignment
-from ..functional import Backend, deformable
-from ..geometry import Neighbourhood
-from .base import SpatialGroupingAttention
+from ..assignment import DeformableAssignment
+from ..backends import Backend, deformable
+from .grouping import Ints, Members, Relation, SpatialGroupingAttention
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class Points(NamedTuple):
-    """Where the tokens of one input look."""
+class Offsets(nn.Linear):
+    """Reads from a token's features how far its points move; starts with all points where they are."""
 
-    positions: Tensor
-    """In steps of the grid of groups, (B, H, N_in, P, ndim)."""
-    visible: Tensor
-    """False for points whose place in the window lies outside the grid, (N_in, P)."""
-    neighbourhood: Neighbourhood
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """No movement, whatever the features."""
+        self.weight.zero_()
+        self.bias.zero_()
 
 
+@spell_out_rotary_keywords
 class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
     """Grouping over points at learned, content-dependent, fractional offsets around every token's own cell.
 
     The points start on a window of whole steps, where the layer equals the sparse one, and every token moves its
     points by offsets that a linear layer reads from its features (after Deformable DETR, arXiv:2010.04159). Queries,
     and values on the way up, are interpolated linearly between groups. Points whose place in the window lies
-    outside the grid are not looked at; points that wander outside are held at its border.
+    outside the grid, or on a group that is not valid, are not looked at; points that wander outside are held at the
+    border of the box that holds the valid groups.
 
     Args:
-        *args: see :class:`SpatialGroupingAttention`.
         num_points: points per token and head; None for 3 to the power of ``spatial_dims``. They start on the
             nearest places of the smallest odd window that holds them.
-        **kwargs: see :class:`SpatialGroupingAttention`. ``relative_bias`` learns a bias per head and point.
-            ``backend`` must be ``"auto"`` or ``"reference"``: there is one implementation.
+        relative_bias: whether to learn a bias per head and point.
+        backend: must be ``"auto"`` or ``"reference"``: there is one implementation.
+        feature_dims, spatial_dims, kernel_size, num_heads, stride, padding, iters, mlp_ratio, out_dims, mlp_dropout,
+            mlp_bias, mlp_activation, qkv_bias, spacing, drop_path, checkpoint, temperature, norm_tokens, device,
+            dtype, **rotary: see :class:`SpatialGroupingAttention`.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.
         ValueError: an argument is out of range, or sizes do not divide.
     """
 
-    def __init__(self, *args: Any, num_points: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        validation.one_of("backend of a deformable layer", self.backend, [Backend.AUTO.value, Backend.REFERENCE.value])
-        if num_points is None:
-            num_points = 3**self.spatial_dims
-        self.num_points = validation.positive_int("num_points", num_points)
-        self.places = starting_places(self.num_points, self.spatial_dims)
-        self.to_offsets = nn.Linear(self.feature_dims, self.num_heads * self.num_points * self.spatial_dims)
+    def __init__(
+        self,
+        feature_dims: int = 128,
+        spatial_dims: int = 3,
+        kernel_size: Ints = 7,
+        num_heads: int = 16,
+        stride: Ints | None = None,
+        padding: Ints | None = None,
+        iters: int = 3,
+        mlp_ratio: float = 4,
+        out_dims: int | None = None,
+        mlp_dropout: float = 0.0,
+        mlp_bias: bool = True,
+        mlp_activation: Callable[[], nn.Module] = nn.GELU,
+        qkv_bias: bool = True,
+        spacing: float | Sequence[float] | None = None,
+        relative_bias: bool = False,
+        backend: str = "auto",
+        *,
+        num_points: int | None = None,
+        drop_path: float = 0.0,
+        checkpoint: bool = False,
+        temperature: str = "fixed",
+        norm_tokens: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **rotary: Unpack[RotaryKeywords],
+    ) -> None:
+        super().__init__(
+            feature_dims,
+            spatial_dims,
+            kernel_size,
+            num_heads,
+            stride,
+            padding,
+            iters,
+            mlp_ratio,
+            out_dims,
+            mlp_dropout,
+            mlp_bias,
+            mlp_activation,
+            qkv_bias,
+            spacing,
+            relative_bias,
+            backend,
+            drop_path=drop_path,
+            checkpoint=checkpoint,
+            temperature=temperature,
+            norm_tokens=norm_tokens,
+            device=device,
+            dtype=dtype,
+            **rotary,
+        )
+        require_choice("backend of a deformable layer", backend, [Backend.AUTO.value, Backend.REFERENCE.value])
+        self.num_points = require_int("num_points", 3**spatial_dims if num_points is None else num_points, minimum=1)
+        self.places = starting_places(self.num_points, spatial_dims)
+        self.offsets = Offsets(feature_dims, num_heads * self.num_points * spatial_dims, device=device, dtype=dtype)
         if self.relative_bias:
-            self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.num_points))
-        self.reset_offsets()
-
-    def reset_offsets(self) -> None:
-        """Put all points back on their places in the window."""
-        nn.init.zeros_(self.to_offsets.weight)
-        nn.init.zeros_(self.to_offsets.bias)
+            self.bias_table = nn.Parameter(torch.zeros(num_heads, self.num_points, device=device, dtype=dtype))
 
     def window(self, output_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest odd window that holds the points' starting places."""
         side = 2 * max(abs(step) for place in self.places for step in place) + 1
         return (side,) * self.spatial_dims, (1,) * self.spatial_dims
 
-    def relate(self, x: Tensor, neighbourhood: Neighbourhood) -> Points:
-        """Predict where every token looks."""
-        cells = neighbourhood.cells(x.device)
-        places = cells[:, None, :] + torch.tensor(self.places, device=x.device)
-        sizes = torch.tensor(neighbourhood.output_shape, device=x.device)
-        visible = ((places >= 0) & (places < sizes)).all(-1)
+    def members(self, x: Tensor, relation: Relation) -> Members:
+        """Decide where every token looks, and what makes memberships there from queries and keys."""
+        neighbourhood, valid, valid_groups = relation
+        groups = deformable.lattice(neighbourhood.output_shape, valid_groups)
+        places = neighbourhood.cells(x.device)[:, None, :] + torch.tensor(self.places, device=x.device)
+        visible = _visible(places, groups)
+        if valid is not None:
+            visible = visible & valid[:, None, :, None]
         # Half types cannot tell positions on a large grid apart.
-        offsets = self.to_offsets(x).to(torch.promote_types(x.dtype, torch.float32))
-        offsets = rearrange(
+        offsets = self.offsets(x).to(torch.promote_types(x.dtype, torch.float32))
+        points = places + rearrange(
             offsets, "b n (h p d) -> b h n p d", h=self.num_heads, p=self.num_points, d=self.spatial_dims
         )
-        return Points(places + offsets, visible, neighbourhood)
+        scale = 1.0 / math.sqrt(self.head_dim)
 
-    def group(self, q: Tensor, k: Tensor, v: Tensor, relation: Any) -> Tensor:
-        """Average what tokens spread to the groups around their points."""
-        shape = relation.neighbourhood.output_shape
-        return deformable.pool(self._log_shares(q, k, relation), relation.positions, v, shape)[0]
+        def of(q: Tensor, k: Tensor) -> DeformableAssignment:
+            shares = deformable.point_log_shares(q, k, points, visible, groups, scale=scale, bias=self._bias(q))
+            return DeformableAssignment(shares, points, neighbourhood, valid, valid_groups)
 
-    def assignment(self, q: Tensor, k: Tensor, relation: Any) -> Assignment:
-        """The points and their weights."""
-        return DeformableAssignment(self._log_shares(q, k, relation), relation.positions, relation.neighbourhood)
-
-    def _log_shares(self, q: Tensor, k: Tensor, points: Points) -> Tensor:
-        scale = 1.0 / math.sqrt(q.shape[-1])
-        shape = points.neighbourhood.output_shape
-        return deformable.point_log_shares(
-            q, k, points.positions, points.visible, shape, scale=scale, bias=self._bias(q)
-        )
+        return of
 
 
 def starting_places(num_points: int, ndim: int) -> list[tuple[int, ...]]:
@@ -111,3 +154,15 @@ def starting_places(num_points: int, ndim: int) -> list[tuple[int, ...]]:
     if num_points < len(places):
         places = sorted(places, key=lambda place: sum(step * step for step in place))[:num_points]
     return places
+
+
+def _visible(places: Tensor, groups: deformable.Lattice) -> Tensor:
+    """Which starting places (N_in, P, ndim) lie on a group: (N_in, P), or (B, 1, N_in, P) where some are missing."""
+    sizes = torch.tensor(groups.shape, device=places.device)
+    inside = ((places >= 0) & (places < sizes)).all(-1)
+    if groups.valid is None:
+        return inside
+    flat = torch.zeros_like(inside, dtype=torch.long)
+    for axis, size in enumerate(groups.shape):
+        flat = flat * size + places[..., axis].clamp(0, size - 1)
+    return (inside & groups.valid[:, flat]).unsqueeze(1)

@@ -1,0 +1,68 @@
+"""Assignments of one grouping: every head has memberships of its own, and they are averaged."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from .base import Assignment
+
+
+class AssignmentOfHeads(Assignment):
+    """Memberships of several heads, each applied to values of its own by the two operators."""
+
+    @property
+    @abstractmethod
+    def num_heads(self) -> int:
+        """Number of heads, H."""
+
+    @abstractmethod
+    def assign_heads(self, values: Tensor) -> Tensor:
+        """Carry values of the groups (B, H, N_out, C) to the tokens, head by head: (B, H, N_in, C)."""
+
+    @abstractmethod
+    def group_heads(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Average values of the tokens (B, H, N_in, C) over every group's members, head by head.
+
+        Returns:
+            (B, H, N_out, C), 0 for groups without members; the logarithm of the groups' masses (B, H, N_out).
+        """
+
+    def matrix(self) -> Tensor:
+        """A itself, (B, N_in, N_out); for small grids."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        one_hot = torch.eye(self.num_groups, dtype=dtype, device=self.device)
+        return self.upsample(one_hot.expand(self.batch_size, -1, -1))
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of what the memberships are made of."""
+
+    def _upsample(self, values: Tensor) -> Tensor:
+        return self.assign_heads(self._repeated(values)).mean(1)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        out, log_mass = self.group_heads(self._repeated(values))
+        return (log_mass.exp().unsqueeze(-1) * out).mean(1)
+
+    def _pool(self, values: Tensor) -> Tensor:
+        """Also where a group's mass is too small for its dtype."""
+        return merge_heads(*self.group_heads(self._repeated(values)))
+
+    def _repeated(self, values: Tensor) -> Tensor:
+        return repeat(values, "b n c -> b h n c", h=self.num_heads)
+
+
+def merge_heads(out: Tensor, log_mass: Tensor) -> Tensor:
+    """Heads' averages (B, H, N_out, C) -> the average over all heads' members (B, N_out, C).
+
+    Heads share a group in proportion to their masses, taken from their logarithms (B, H, N_out): a group that every
+    head neglects still has a well-defined average.
+    """
+    empty = (log_mass == -torch.inf).all(1, keepdim=True)
+    weights = log_mass.masked_fill(empty, 0.0).softmax(1)
+    return (weights.unsqueeze(-1) * out).sum(1)

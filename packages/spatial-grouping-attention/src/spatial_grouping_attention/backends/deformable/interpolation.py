@@ -1,0 +1,103 @@
+"""Linear interpolation on a grid of any number of dimensions that may have holes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+# A position that touches valid points with less than this weight sees nothing: scaled up to 1, what little it sees
+# would have gradients without bound.
+LEAST_WEIGHT = 1e-6
+
+Index = Tensor | int
+
+
+class Lattice(NamedTuple):
+    """A grid of points, some of which may be missing; made by :func:`lattice`."""
+
+    shape: tuple[int, ...]
+    """Sizes of the grid, product M."""
+    valid: Tensor | None
+    """(B, M) boolean, false where there is nothing to be seen; None for the whole grid."""
+    box: tuple[tuple[Index, Index], ...]
+    """First and last index per axis of the smallest box that holds all valid points: ints, or (B, 1, 1)."""
+
+
+def lattice(shape: tuple[int, ...], valid: Tensor | None = None) -> Lattice:
+    """A grid of points, of which (B, M) booleans may say which there are."""
+    if valid is None:
+        return Lattice(shape, None, tuple((0, size - 1) for size in shape))
+    held = valid.unflatten(1, shape)
+    box = []
+    for axis, size in enumerate(shape):
+        others = [dim for dim in range(1, held.ndim) if dim != axis + 1]
+        along = held.any(others) if others else held
+        first, last = along.long().argmax(1), size - 1 - along.flip(1).long().argmax(1)
+        box.append((first[:, None, None], last[:, None, None]))
+    return Lattice(shape, valid, tuple(box))
+
+
+def interpolate(values: Tensor, positions: Tensor, points: Lattice) -> Tensor:
+    """Read values of a grid at fractional positions.
+
+    Args:
+        values: (B, H, M, C), row-major over the grid; finite also where points are not valid.
+        positions: (B, H, K, ndim) in grid steps; held in the box of the valid points. Differentiable.
+        points: the grid.
+
+    Returns:
+        (B, H, K, C): the mean of the 2^ndim surrounding points, weighted by closeness.
+    """
+    total: Tensor | None = None
+    for index, weight in corners(positions, points):
+        rows = index.unsqueeze(-1).expand(*index.shape, values.shape[-1])
+        part = weight.to(values.dtype).unsqueeze(-1) * values.gather(2, rows)
+        total = part if total is None else total + part
+    return cast(Tensor, total)
+
+
+def touches(positions: Tensor, points: Lattice) -> Tensor:
+    """Whether there is anything to be seen at positions (B, H, K, ndim): (B, H, K) boolean."""
+    return torch.stack([weight > 0 for _, weight in corners(positions.detach(), points)]).any(0)
+
+
+def corners(positions: Tensor, points: Lattice) -> Iterable[tuple[Tensor, Tensor]]:
+    """The 2^ndim points around every position, and how near each is.
+
+    Weights sum to 1. Those of points that are not valid are 0 and the others are scaled up; where no valid point is
+    touched, all are 0.
+
+    Returns:
+        Flat index and weight, both (B, H, K), of each corner.
+    """
+    around = _around(positions, points)
+    if points.valid is None:
+        return around
+    held = points.valid.unsqueeze(1).expand(-1, positions.shape[1], -1)
+    kept = [(index, weight * held.gather(2, index)) for index, weight in around]
+    total = torch.stack([weight for _, weight in kept]).sum(0)
+    nothing = total < LEAST_WEIGHT
+    total = total.masked_fill(nothing, 1.0)
+    return [(index, (weight / total).masked_fill(nothing, 0.0)) for index, weight in kept]
+
+
+def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor]]:
+    lower, fraction = [], []
+    for axis, (first, last) in enumerate(points.box):
+        position = positions[..., axis].clamp(first, last)  # type: ignore[arg-type]
+        # The last point has no upper neighbour: it is reached as fraction 1 of the last but one.
+        floor = position.detach().floor().clamp(max=last - 1).clamp(min=first)  # type: ignore[arg-type]
+        lower.append(floor.long())
+        fraction.append(position - floor)
+    for corner in itertools.product((0, 1), repeat=len(points.shape)):
+        index: Index = 0
+        weight: Tensor | float = 1.0
+        for axis, (upper, size) in enumerate(zip(corner, points.shape, strict=True)):
+            along = (lower[axis] + upper).clamp(max=points.box[axis][1])  # type: ignore[arg-type]
+            index = index * size + along
+            weight = weight * (fraction[axis] if upper else 1 - fraction[axis])
+        yield cast(Tensor, index), cast(Tensor, weight)
