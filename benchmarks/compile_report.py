@@ -22,9 +22,11 @@ from typing import Any
 import torch
 import triton
 from RoSE.kernels import launch as rotation
-from spatial_grouping_attention import Neighbourhood
-from spatial_grouping_attention.kernels import launch as grouping
-from spatial_grouping_attention.kernels.plan import INTERPRETED, Plan
+from spatial_grouping_attention.backends import Operands, Pooled
+from spatial_grouping_attention.backends.triton import launch as grouping
+from spatial_grouping_attention.backends.triton import passes
+from spatial_grouping_attention.backends.triton.plan import INTERPRETED, Plan
+from spatial_grouping_attention.geometry import Neighbourhood
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
@@ -71,12 +73,16 @@ class Compiler:
         spilled = re.search(r"(\d+) bytes spill stores", said)
         if registers is None or spilled is None:
             raise RuntimeError(f"ptxas reported no registers:\n{said}")
+        # Rotation has one block and no form.
+        tile, block = None, options.get("BLOCK")
+        if "FORM" in options:
+            tile, block = options["FORM"].tile, options["FORM"].block
         row = {
             "case": self.case,
             "kernel": kernel.__name__,
             "architecture": architecture,
-            "tile": options.get("TILE"),
-            "rows_per_step": options.get("BLOCK"),
+            "tile": tile,
+            "rows_per_step": block,
             "warps": compiled.metadata.num_warps,
             "registers": int(registers[1]),
             "spilled_bytes": int(spilled[1]),
@@ -84,18 +90,17 @@ class Compiler:
         }
         self.rows.append(row)
         print(
-            f"  {row['kernel']:16s} tile {row['tile'] or '-'!s:12s} rows {row['rows_per_step'] or '-'!s:4s} "
+            f"  {row['kernel']:22s} tile {row['tile'] or '-'!s:12s} rows {row['rows_per_step'] or '-'!s:4s} "
             f"warps {row['warps']}  registers {row['registers']:3d}  spilled {row['spilled_bytes']:5d} B  "
             f"shared {row['shared_bytes']:6d} B"
         )
         return compiled
 
 
-def every_candidate(key: Any, candidates: Any, run: Any) -> None:
+def every_candidate(key: Any, candidates: Any, run: Any) -> Any:
     """Stands in for the choice of a plan."""
     plans: list[Plan] = candidates()
-    for plan in plans:
-        run(plan)
+    return [run(plan) for plan in plans][-1]
 
 
 def token_major(rows: int, size: int, dtype: torch.dtype, heads: int = 8) -> Tensor:
@@ -106,13 +111,13 @@ def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *, bias: bool)
     """All passes of both operators."""
     q, k = token_major(relation.num_groups, size, dtype), token_major(relation.num_inputs, size, dtype)
     table = torch.empty(8, *relation.window) if bias else None
-    call = grouping.Call(q, k, k, table, None, relation.integers(), 1.0)
-    lse = grouping.normalisers(call)
-    log_mass = grouping.pool(call, k, lse, q)
-    grouping.pool_backward(call, k, lse, log_mass, q, q, log_mass, lse, (q, k, k))
-    call = grouping.Call(q, k, q, table, None, relation.integers(), 1.0)
-    grouping.assign(call, q, k)
-    grouping.assign_backward(call, q, lse, k, k, lse, (q, k, q))
+    pooling = Operands(q, k, k, relation, 1.0, table)
+    pooled = Pooled(q, torch.empty(q.shape[:3]), torch.empty(k.shape[:3]))
+    passes.pool(pooling, None)
+    passes.pool_backward(pooling, pooled, q, pooled.log_mass, pooled.lse)
+    assigning = pooling._replace(values=q)
+    passes.assign(assigning)
+    passes.assign_backward(assigning, k, pooled.lse, k, pooled.lse)
 
 
 def rotate(size: int, dtype: torch.dtype, *, interleaved: bool) -> None:

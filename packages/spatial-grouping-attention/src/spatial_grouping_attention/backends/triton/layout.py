@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-from ..geometry import Neighbourhood
-from ..geometry.axis import Axis
+from ...geometry import Neighbourhood, remembered
+from ...geometry.axis import Axis
 
 Triple = tuple[int, int, int]
 
@@ -129,7 +129,7 @@ class Layout:
         return self._triple(boxes)
 
 
-@lru_cache(maxsize=1024)
-def layout_of(geometry: tuple[int, ...]) -> Layout:
-    """The layout of ``Neighbourhood.integers()``; remembered, because checking them takes as long as a launch."""
-    return Layout(Neighbourhood.from_integers(geometry))
+@remembered(1024)
+def layout_of(neighbourhood: Neighbourhood) -> Layout:
+    """The layout of a neighbourhood."""
+    return Layout(neighbourhood)

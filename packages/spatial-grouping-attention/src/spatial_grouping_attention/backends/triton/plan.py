@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import triton
 from triton.runtime.jit import JITFunction
 
 from .layout import Layout, Triple
-from .relation import program
+from .relation import work_of_program
+
+R = TypeVar("R")
 
 # Whether the kernels were built for the interpreter, which triton decides once, at their definition.
-INTERPRETED = not isinstance(program, JITFunction)
+INTERPRETED = not isinstance(work_of_program, JITFunction)
 
 # Tiles of fine tokens by number of axes, and warps that share one, smallest first. A tile's own cells should outnumber
 # the halo of groups around them.
@@ -75,8 +78,10 @@ def token_plans(layout: Layout, row_bytes: int) -> list[Plan]:
     """Candidates of a token pass, for rows of at most ``row_bytes``."""
     if INTERPRETED:
         return [Plan(INTERPRETED_TILES[layout.ndim], INTERPRETED_ROWS, 4, 1)]
+    # Tiles beyond the grid would only idle.
+    positions = math.prod(map(sum, zip(layout.lead, layout.length, strict=True)))
     plans = []
-    for tile, warps in _small_enough(TOKEN_TILES[layout.ndim], TOKEN_TILE_BYTES // row_bytes):
+    for tile, warps in _small_enough(TOKEN_TILES[layout.ndim], min(TOKEN_TILE_BYTES // row_bytes, positions)):
         seen = int(triton.next_power_of_2(math.prod(layout.box(tile))))
         plans.append(Plan(tile, max(SMALLEST_PRODUCT, min(seen, _step(row_bytes))), warps, STAGES))
     return plans
@@ -86,7 +91,8 @@ def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
     """Candidates of a group pass, for rows of at most ``row_bytes``."""
     if INTERPRETED:
         return [Plan(INTERPRETED_TILES[layout.ndim], INTERPRETED_ROWS, 4, 1)]
-    tiles = _small_enough(GROUP_TILES[layout.ndim], GROUP_TILE_BYTES // row_bytes)
+    most = min(GROUP_TILE_BYTES // row_bytes, math.prod(layout.longest))
+    tiles = _small_enough(GROUP_TILES[layout.ndim], most)
     return [Plan(tile, _step(row_bytes), warps, STAGES) for tile, warps in tiles]
 
 
@@ -101,13 +107,16 @@ def _step(row_bytes: int) -> int:
 _CHOSEN: dict[Hashable, Plan] = {}
 
 
-def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[Plan], None]) -> None:
+def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[Plan], R]) -> R:
     """Run with the plan of a class of calls, timing all candidates where the class is new.
 
     Args:
         key: everything that moves the optimum, such as sizes to within a factor of two.
         candidates: the plans to choose from.
         run: launches one of them; it must be repeatable.
+
+    Returns:
+        What ``run`` returned.
     """
     plan = _CHOSEN.get(key)
     if plan is None:
@@ -117,10 +126,10 @@ def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[P
             plan = plans[0]
         else:
             plan = _CHOSEN[key] = plans[0] if len(plans) == 1 else min(plans, key=lambda p: _time(run, p))
-    run(plan)
+    return run(plan)
 
 
-def _time(run: Callable[[Plan], None], plan: Plan) -> float:
+def _time(run: Callable[[Plan], object], plan: Plan) -> float:
     try:
         run(plan)
         return float(triton.testing.do_bench(lambda: run(plan), warmup=5, rep=20, return_mode="median"))

@@ -1,0 +1,121 @@
+"""What travels together through the kernels: tuples with names, which the compiler takes apart again.
+
+The host makes :class:`Inputs`, :class:`Rows`, :class:`Sizes` and :class:`Form`, kernels make the rest. Fields are
+pointers, numbers or blocks of numbers in registers, for which there are no types.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Rows(NamedTuple):
+    """A tensor of rows: where it starts, and its strides from sample, head, row and channel to the next."""
+
+    start: Any
+    strides: Any
+
+
+class Inputs(NamedTuple):
+    """The operands that all passes read; None for those that there are not."""
+
+    q: Any
+    k: Any
+    bias: Any
+    """Pointer to the table (H, window entries), contiguous."""
+    valid: Any
+    valid_groups: Any
+
+
+class Sizes(NamedTuple):
+    """Numbers that a kernel learns at its launch; triples are one per axis."""
+
+    scale: Any
+    heads: Any
+    programs: Any
+    """Tiles times phases."""
+    size: Any
+    """Fine tokens."""
+    groups: Any
+    offset: Any
+    """First fine index of block 0 before clamping."""
+    lead: Any
+    """Tokens before the stretch of block 0."""
+    length: Any
+    """Positions from 0 to the end of the longest phase."""
+
+
+class Channels(NamedTuple):
+    """Channels of a row, and with those that pad it for products."""
+
+    number: int
+    padded: int
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for; triples are one per axis."""
+
+    stride: tuple[int, int, int]
+    radius: tuple[int, int, int]
+    reach: tuple[int, int, int]
+    dilation: tuple[int, int, int]
+    axes: int
+    """How many axes are real."""
+    window: int
+    """Entries of a head's bias table, and with those that pad it."""
+    window_padded: int
+    tile: tuple[int, int, int]
+    tile_rows: int
+    """Product of ``tile``."""
+    box: tuple[int, int, int]
+    """Groups that hold all that a tile of tokens sees."""
+    box_rows: int
+    """Product of ``box``."""
+    block: int
+    """Rows of the other side per step."""
+    head: Channels
+    value: Channels
+    product: Any
+    """What products are computed in."""
+    precision: str
+    wide: bool
+    """Whether offsets within one sample and head need 64 bits."""
+
+
+class Head(NamedTuple):
+    """The sample and head that a program works for."""
+
+    batch: Any
+    head: Any
+
+
+class Work(NamedTuple):
+    """What a program works on: a tile of one phase, in one head; triples are one per axis."""
+
+    batch: Any
+    head: Any
+    tile: Any
+    """Number of the tile."""
+    phase: Any
+    groups: Any
+    """How many groups the phase has."""
+
+
+class Slots(NamedTuple):
+    """Tokens or groups of a program, one a slot."""
+
+    index: Any
+    """Flat index."""
+    exists: Any
+    takes_part: Any
+    """Exists and is valid."""
+    cell: Any
+    """Per axis, the cell that owns a token, or the group itself, in the phase's own coordinates."""
+
+
+class Running(NamedTuple):
+    """A softmax that is still being summed: largest logit so far, sum of exponentials, and of what they weigh."""
+
+    highest: Any
+    total: Any
+    summed: Any

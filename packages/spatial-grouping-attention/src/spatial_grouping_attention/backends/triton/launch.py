@@ -1,0 +1,163 @@
+"""How a pass reaches the device: operands described for the kernels, a plan chosen, programs launched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...geometry import remembered
+from ..operands import Operands
+from .bundles import Channels, Form, Inputs, Rows, Sizes
+from .layout import Layout, Triple, layout_of
+from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, token_plans
+
+# What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
+_PRODUCT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+# Three products of halves of the mantissa: float32's accuracy on tensor cores. Plain float32 has none, and blocks of
+# these sizes would spill most of their registers.
+_PRECISION = "ieee" if INTERPRETED else "tf32x3"
+
+# Offsets within one sample and head fit 32 bits below this.
+_NARROW = 2**31
+
+# Rows per program of a kernel that treats every group on its own.
+_ROW_PLAN = Plan((1, 1, 1), 64, 4, 1)
+
+# What a kernel reads and writes beside :class:`~.bundles.Inputs`, by its arguments' names; None for what a call
+# leaves out.
+Tensors = dict[str, Tensor | None]
+
+
+def token_pass(kernel: Any, x: Operands, tensors: Tensors, **constants: bool) -> None:
+    """Launch a kernel whose programs are tiles of tokens.
+
+    Args:
+        kernel: what to launch.
+        x: operands; a kernel gets their values where ``tensors`` name them.
+        tensors: the kernel's other tensors.
+        constants: what else it is compiled for.
+    """
+    _launch(kernel, x, tensors, constants, Layout.token_programs, token_plans)
+
+
+def group_pass(kernel: Any, x: Operands, tensors: Tensors, **constants: bool) -> Tensor | None:
+    """Launch a kernel whose programs are tiles of groups, with arguments as above.
+
+    Returns:
+        The gradient of the bias table (H, entries), float32, if there is one and the kernel has a ``dbias`` for its
+        programs' shares.
+    """
+    shares = _launch(kernel, x, tensors, constants, Layout.group_programs, group_plans)
+    return None if shares is None else shares.sum((0, 1))
+
+
+def row_pass(kernel: Any, x: Operands, tensors: Tensors) -> None:
+    """Launch a kernel that treats every group on its own."""
+    batch, heads, number = x.q.shape[:3]
+    others = {name: _rows(tensor) for name, tensor in tensors.items()}
+    form = _form(_layout(x), _ROW_PLAN, x.q.shape[3], x.values.shape[3], x.q.dtype, _wide(x, tensors))
+    with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
+        kernel[heads * triton.cdiv(number, _ROW_PLAN.block), batch](**others, heads=heads, number=number, FORM=form)
+
+
+def _launch(
+    kernel: Any,
+    x: Operands,
+    tensors: Tensors,
+    constants: dict[str, bool],
+    programs_of: Callable[[Layout, Triple], Triple],
+    candidates: Callable[[Layout, int], list[Plan]],
+) -> Tensor | None:
+    """Launch with the plan of this class of calls; the programs' shares of the bias table's gradient, if any."""
+    layout, wide = _layout(x), _wide(x, tensors)
+    batch, heads, _, head_size = x.q.shape
+    channels = x.values.shape[3]
+    bias = None if x.bias is None else x.bias.flatten(1).contiguous()
+    inputs = Inputs(_rows(x.q), _rows(x.k), bias, _rows(x.valid), _rows(x.valid_groups))
+    others: dict[str, Any] = {name: _rows(tensor) for name, tensor in tensors.items()}
+
+    def run(plan: Plan) -> Tensor | None:
+        programs = programs_of(layout, plan.tile)
+        shares = None
+        if "dbias" in kernel.arg_names:
+            if bias is not None:
+                shares = bias.new_empty(batch, math.prod(programs), *bias.shape, dtype=torch.float32)
+            others["dbias"] = shares
+        sizes = Sizes(x.scale, heads, programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length)
+        form = _form(layout, plan, head_size, channels, x.q.dtype, wide)
+        grid = (heads * math.prod(programs), batch)
+        kernel[grid](x=inputs, **others, sizes=sizes, **constants, FORM=form, **plan.options)
+        return shares
+
+    row_bytes = _padded(max(head_size, channels)) * x.q.dtype.itemsize
+    # Triton launches on the current device, wherever the operands are.
+    with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
+        return choose(_class(kernel, x, tensors, constants), lambda: candidates(layout, row_bytes), run)
+
+
+def _class(kernel: Any, x: Operands, tensors: Tensors, constants: dict[str, bool]) -> Hashable:
+    """What moves the optimum: all that the kernel is compiled for, and the amount of work."""
+    layout = _layout(x)
+    batch, heads, _, head_size = x.q.shape
+    return (
+        kernel.__name__,
+        *(layout.ndim, layout.stride, layout.radius, layout.reach, layout.dilation),
+        *(_padded(head_size), _padded(x.values.shape[3]), x.q.dtype, x.k.stride(1) < x.k.stride(2)),
+        *(x.bias is None, x.valid is None, x.valid_groups is None),
+        *(name for name, tensor in tensors.items() if tensor is None),
+        *(*constants.items(), (batch * heads * x.k.shape[2]).bit_length(), x.q.device),
+    )
+
+
+@remembered(1024)
+def _form(layout: Layout, plan: Plan, head_size: int, channels: int, dtype: torch.dtype, wide: bool) -> Form:
+    """What the kernels of a plan are compiled for."""
+    box = layout.box(plan.tile)
+    return Form(
+        stride=layout.stride,
+        radius=layout.radius,
+        reach=layout.reach,
+        dilation=layout.dilation,
+        axes=layout.ndim,
+        window=layout.window,
+        window_padded=triton.next_power_of_2(layout.window),
+        tile=plan.tile,
+        tile_rows=math.prod(plan.tile),
+        box=box,
+        box_rows=math.prod(box),
+        block=plan.block,
+        head=Channels(head_size, _padded(head_size)),
+        value=Channels(channels, _padded(channels)),
+        product=tl.float32 if INTERPRETED else _PRODUCT[dtype],
+        precision=_PRECISION,
+        wide=wide,
+    )
+
+
+def _layout(x: Operands) -> Layout:
+    return layout_of(x.neighbourhood)  # type: ignore[arg-type]  # windowed engines always get one
+
+
+def _rows(x: Tensor | None) -> Rows | None:
+    return None if x is None else Rows(x, x.stride())
+
+
+def _padded(channels: int) -> int:
+    return max(SMALLEST_PRODUCT, int(triton.next_power_of_2(channels)))
+
+
+def _wide(x: Operands, tensors: Tensors) -> bool:
+    every = (x.q, x.k, *tensors.values())
+    return any(_extent(tensor) >= _NARROW for tensor in every if tensor is not None)
+
+
+def _extent(x: Tensor) -> int:
+    """Distance in elements from the first to the last of one sample and head."""
+    return sum((n - 1) * s for n, s in zip(x.shape[2:], x.stride()[2:], strict=True))
