@@ -114,6 +114,7 @@ class Case:
     lse: Tensor
     bias: Tensor | None
     valid: Tensor | None
+    valid_groups: Tensor | None
     scale: float | None
 
     def to(self, dtype: torch.dtype) -> Case:
@@ -137,7 +138,8 @@ class Case:
         sizes = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in ("q", "k", "v"))
         bias = None if self.bias is None else tuple(self.bias.shape)
         valid = None if self.valid is None else self.valid.sum(1).tolist()
-        return f"Case({sizes}, bias={bias}, valid={valid}, scale={self.scale}, {self.neighbourhood})"
+        groups = None if self.valid_groups is None else self.valid_groups.sum(1).tolist()
+        return f"Case({sizes}, bias={bias}, valid={valid}, valid_groups={groups}, scale={self.scale}, {self.neighbourhood})"
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
         """What hypothesis prints of a failing example."""
@@ -146,7 +148,7 @@ class Case:
     @property
     def options(self) -> dict[str, object]:
         """Keywords that all operators share."""
-        return {"scale": self.scale, "bias": self.bias, "valid": self.valid}
+        return {"scale": self.scale, "bias": self.bias, "valid": self.valid, "valid_groups": self.valid_groups}
 
 
 def oracle_scores(case: Case) -> tuple[Tensor, Tensor]:
@@ -167,7 +169,14 @@ def oracle_scores(case: Case) -> tuple[Tensor, Tensor]:
         scores = scores + case.bias
     if case.valid is not None:
         counts = counts & case.valid[:, None, :, None]
+    if case.valid_groups is not None:
+        counts = counts & case.valid_groups[:, None, None, :]
     return scores, counts
+
+
+def members(case: Case) -> Tensor:
+    """Tokens that belong to some group, (B, H, N_in) boolean."""
+    return oracle_scores(case)[1].any(-1)
 
 
 def _softmax(scores: Tensor, counts: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -307,6 +316,7 @@ def cases(draw: st.DrawFn, backend: str, *, strength: float = 1.0) -> Case:
         value_size=draw(st.sampled_from((1, 3, 8, 11))),
         bias=draw(st.sampled_from(kinds)),
         valid=draw(st.sampled_from((None, "some", "none in one sample"))),
+        valid_groups=draw(st.sampled_from((None, None, "some", "none in one sample"))),
         scale=draw(st.sampled_from((None, 0.7))),
         strength=strength,
         seed=draw(st.integers(0, 2**16)),
@@ -324,6 +334,7 @@ def make_case(
     value_size: int = 5,
     bias: str | None = None,
     valid: str | None = None,
+    valid_groups: str | None = None,
     scale: float | None = None,
     strength: float = 1.0,
     seed: int = 0,
@@ -343,11 +354,16 @@ def make_case(
         # One number for every pair, or the same for all samples, or for all heads too.
         form = ((batch, 1), (heads,), ())[seed % 3]
         table = random(*form, num_tokens, num_groups)
-    mask = None
-    if valid is not None:
-        mask = torch.rand(batch, num_tokens, generator=generator) < 0.7
-        if valid == "none in one sample":
+
+    def some(what: str | None, size: int) -> Tensor | None:
+        if what is None:
+            return None
+        mask = torch.rand(batch, size, generator=generator) < 0.7
+        if what == "none in one sample" and batch:
             mask[-1] = False
+        return mask
+
+    masks = some(valid, num_tokens), some(valid_groups, num_groups)
     return Case(
         neighbourhood,
         strength * random(batch, heads, num_groups, head_size),
@@ -356,6 +372,6 @@ def make_case(
         random(batch, heads, num_groups, value_size),
         random(batch, heads, num_tokens),
         table,
-        mask,
+        *masks,
         scale,
     )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from grouping_cases import assert_near
 from spatial_grouping_attention import Neighbourhood
-from spatial_grouping_attention.functional import natten_backend, reference
+from spatial_grouping_attention.backends import Operands, Problem, natten, reference
 from torch import Tensor
 
 
@@ -64,12 +64,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("operator", ["grouping_attention", "assign", "pool"])
-@pytest.mark.parametrize("extras", ["plain", "bias", "valid"])
+def problem(seen: Neighbourhood | None, device: str = "cuda", dtype: torch.dtype = torch.float32, bias=None) -> Problem:
+    return Problem(torch.device(device), dtype, 32, seen, bias)
+
+
+@pytest.mark.parametrize("operator", ["group", "assign", "pool"])
+@pytest.mark.parametrize("extras", ["plain", "bias", "valid", "valid groups"])
 @pytest.mark.parametrize("seen", CASES, ids=str)
 @pytest.mark.usefixtures("emulator")
 def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator: str) -> None:
-    assert not natten_backend.refusals(torch.device("cuda"), torch.float32, seen, None)
+    assert not natten.refusals(problem(seen))
     torch.manual_seed(0)
 
     def leaf(*shape: int) -> Tensor:
@@ -78,13 +82,17 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
     n, m = seen.num_inputs, seen.num_groups
     q, k, v, u, lse = leaf(2, 2, m, 4), leaf(2, 2, n, 4), leaf(2, 2, n, 3), leaf(2, 2, m, 3), leaf(2, 2, n)
     bias = leaf(2, *(axis.window for axis in seen.axes)) if extras == "bias" else None
-    valid = torch.rand(2, n) > 0.3 if extras == "valid" else None
-    operands = {"grouping_attention": (q, k, v), "assign": (q, k, u), "pool": (q, k, v, lse)}[operator]
-    leaves = [x for x in (*operands, bias) if x is not None]
+    valid = torch.rand(2, n) > 0.3 if extras.startswith("valid") else None
+    valid_groups = torch.rand(2, m) > 0.4 if extras == "valid groups" else None
+    operands = Operands(q, k, u if operator == "assign" else v, seen, 0.7, bias, valid, valid_groups)
+    leaves = [x for x in (q, k, operands.values, bias, lse if operator == "pool" else None) if x is not None]
 
     results = []
-    for module in (reference, natten_backend):
-        outputs = getattr(module, operator)(*operands, seen, 0.7, bias, valid)
+    for module in (reference, natten):
+        if operator == "assign":
+            outputs = module.assign(operands)
+        else:
+            outputs = tuple(module.pool(operands, lse if operator == "pool" else None))
         torch.manual_seed(1)
         total = sum((o.masked_fill(o.isinf(), 0) * torch.randn(o.shape, dtype=o.dtype)).sum() for o in outputs)
         results.append((*outputs, *torch.autograd.grad(total, leaves)))
@@ -94,13 +102,12 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
 
 
 def test_border_cells_larger_than_the_stride_are_refused() -> None:
-    seen = Neighbourhood((8,), (2,), 4, 3, 1, 3)
-    reasons = natten_backend.refusals(torch.device("cuda"), torch.float32, seen, None)
+    reasons = natten.refusals(problem(Neighbourhood((8,), (2,), 4, 3, 1, 3)))
     assert any("border cells of axis 0 own more" in reason for reason in reasons)
 
 
 def test_every_refusal_is_listed() -> None:
-    reasons = natten_backend.refusals(torch.device("cpu"), torch.float64, None, "full")
+    reasons = natten.refusals(problem(None, "cpu", torch.float64, "full"))
     for part in ("no gradients on cpu", "float64", "per window offset only", "needs a neighbourhood"):
         assert any(part in reason for reason in reasons), part
 

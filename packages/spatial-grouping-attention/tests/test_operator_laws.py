@@ -14,12 +14,14 @@ from grouping_cases import (
     finite,
     gradients,
     make_case,
+    members,
     neighbourhoods,
     oracle_pool,
     window_entries,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_calls import assign, group
 from spatial_grouping_attention import Neighbourhood, functional
 
 DENSE = tuple(name for name, served in BACKENDS.items() if served.dense)
@@ -27,23 +29,15 @@ DENSE = tuple(name for name, served in BACKENDS.items() if served.dense)
 WITH_EMPTY_GROUPS = Neighbourhood((4, 2), (10, 4), 1, 1, (3, 1), 1)
 
 
-def group(case: Case, backend: str) -> tuple[torch.Tensor, ...]:
-    return tuple(functional.group(case.q, case.k, case.v, case.neighbourhood, backend=backend, **case.options))
-
-
-def assign(case: Case, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return functional.assign(case.q, case.k, case.u, case.neighbourhood, backend=backend, **case.options)
-
-
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 @given(st.data())
 def test_every_valid_token_spreads_one(backend: str, data: st.DataObject) -> None:
     case = data.draw(cases(backend))
     spread, lse = assign(replace(case, u=torch.ones_like(case.u)), backend)
-    valid = torch.ones(lse.shape, dtype=torch.bool) if case.valid is None else case.valid[:, None].expand_as(lse)
-    assert torch.equal(lse.isfinite(), valid)
-    assert torch.equal(lse == torch.inf, ~valid)
-    assert_near(spread, valid[..., None].expand_as(spread).double(), 1e-12)
+    some = members(case)
+    assert torch.equal(lse.isfinite(), some)
+    assert torch.equal(lse == torch.inf, ~some)
+    assert_near(spread, some[..., None].expand_as(spread).double(), 1e-12)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -51,8 +45,7 @@ def test_every_valid_token_spreads_one(backend: str, data: st.DataObject) -> Non
 def test_the_masses_of_all_groups_add_up_to_the_tokens(backend: str, data: st.DataObject) -> None:
     case = data.draw(cases(backend))
     *_, log_mass = group(case, backend)
-    tokens = torch.full(log_mass.shape[:2], case.k.shape[2]) if case.valid is None else case.valid.sum(1)[:, None]
-    assert_near(log_mass.exp().sum(-1), tokens.expand(log_mass.shape[:2]).double(), 1e-12)
+    assert_near(log_mass.exp().sum(-1), members(case).sum(-1).double(), 1e-12)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -68,7 +61,7 @@ def test_averages_of_a_constant_are_the_constant(backend: str, data: st.DataObje
 
 @pytest.mark.parametrize("backend", DENSE)
 def test_permuting_tokens_and_groups_permutes_results(backend: str) -> None:
-    case = make_case(None, 19, 7, valid="some")
+    case = make_case(None, 19, 7, valid="some", valid_groups="some")
     tokens, groups = torch.randperm(19), torch.randperm(7)
     shuffled = replace(
         case,
@@ -77,6 +70,7 @@ def test_permuting_tokens_and_groups_permutes_results(backend: str) -> None:
         v=case.v[:, :, tokens],
         u=case.u[:, :, groups],
         valid=case.valid[:, tokens],
+        valid_groups=case.valid_groups[:, groups],
     )
     out, lse, log_mass = group(case, backend)
     out_, lse_, log_mass_ = group(shuffled, backend)
@@ -130,17 +124,20 @@ def test_a_window_over_everything_is_no_window(backend: str, data: st.DataObject
 @settings(max_examples=10)
 @given(st.data())
 def test_what_is_not_valid_has_no_influence(backend: str, data: st.DataObject) -> None:
-    case = replace(data.draw(cases(backend)), valid=None)
+    case = data.draw(cases(backend))
     valid = torch.rand(case.k.shape[0], case.k.shape[2]) < 0.6
-    case = replace(case, valid=valid)
-    nobody = ~valid[:, None, :, None]
-    other = replace(case, k=case.k.masked_fill(nobody, 7.0), v=case.v.masked_fill(nobody, -50.0))
-    for got, want in zip(group(other, backend), group(case, backend), strict=True):
-        assert_near(got, want, 1e-12)
-    leaves = case.leaves()
-    grads = gradients(group(case.with_leaves(leaves), backend), leaves)
-    for name in ("k", "v"):
-        assert grads[name].masked_select(nobody).eq(0).all()
+    valid_groups = torch.rand(case.q.shape[0], case.q.shape[2]) < 0.6
+    case = replace(case, valid=valid, valid_groups=valid_groups)
+    outside = {"k": ~valid, "v": ~valid, "q": ~valid_groups, "u": ~valid_groups}
+    outside = {name: nobody[:, None, :, None] for name, nobody in outside.items()}
+    other = replace(case, **{name: getattr(case, name).masked_fill(x, 7.0) for name, x in outside.items()})
+    for function in (group, assign):
+        for got, want in zip(function(other, backend), function(case, backend), strict=True):
+            assert_near(got, want, 1e-12)
+        leaves = case.leaves()
+        grads = gradients(function(case.with_leaves(leaves), backend), leaves)
+        for name, nobody in outside.items():
+            assert grads[name].masked_select(nobody).eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -294,11 +291,35 @@ def test_uninitialised_memory_never_leaks(backend: str, dtype: torch.dtype) -> N
 def test_what_excluded_tokens_hold_does_not_matter(backend: str) -> None:
     """Padding may be anything, NaN included."""
     neighbourhood = Neighbourhood((6, 5), (3, 3), 2, 3, 1, 5)
-    case = make_case(neighbourhood, valid="some")
-    assert case.valid is not None
-    nobody = ~case.valid[:, None, :, None]
-    spoilt = replace(case, k=case.k.masked_fill(nobody, torch.nan), v=case.v.masked_fill(nobody, torch.nan))
-    for got, want in zip(group(spoilt, backend), group(case, backend), strict=True):
+    case = make_case(neighbourhood, valid="some", valid_groups="some")
+    tokens, groups = ~case.valid[:, None, :, None], ~case.valid_groups[:, None, :, None]
+    spoilt = replace(
+        case,
+        k=case.k.masked_fill(tokens, torch.nan),
+        v=case.v.masked_fill(tokens, torch.nan),
+        q=case.q.masked_fill(groups, torch.nan),
+        u=case.u.masked_fill(groups, torch.nan),
+    )
+    for function in (group, assign):
+        results = [function(given.with_leaves(given.leaves()), backend) for given in (spoilt, case)]
+        for got, want in zip(*results, strict=True):
+            assert_near(got, want, 1e-12)
+    leaves = spoilt.leaves()
+    for name, grad in gradients((*group(spoilt.with_leaves(leaves), backend), *assign(spoilt.with_leaves(leaves), backend)), leaves).items():
+        assert not grad.isnan().any(), name
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_groups_that_are_not_valid_are_not_there(backend: str) -> None:
+    """Hiding the last groups of a dense problem is having fewer."""
+    case = make_case(Neighbourhood((12,), (6,), 2, 3, 1, 11), seed=5)
+    hidden = replace(case, valid_groups=torch.arange(6).expand(2, 6) < 4)
+    fewer = replace(case, neighbourhood=None, q=case.q[:, :, :4], u=case.u[:, :, :4])
+    for got, want in zip(assign(hidden, backend), assign(fewer, "reference"), strict=True):
         assert_near(got, want, 1e-12)
-    for got, want in zip(assign(spoilt, backend), assign(case, backend), strict=True):
-        assert_near(got, want, 1e-12)
+    (out, lse, log_mass), (out_, lse_, log_mass_) = group(hidden, backend), group(fewer, "reference")
+    assert_near(out[:, :, :4], out_, 1e-12)
+    assert_near(lse, lse_, 1e-12)
+    assert_near(log_mass[..., :4], log_mass_, 1e-12)
+    assert out[:, :, 4:].eq(0).all()
+    assert (log_mass[..., 4:] == -torch.inf).all()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from grouping_cases import Case, assert_near, make_case
+from operator_calls import operands
 from spatial_grouping_attention import Neighbourhood, functional
-from spatial_grouping_attention.functional import tiled
+from spatial_grouping_attention.backends import windowed
 from torch.library import opcheck
 
 # One axis with several tiles and a halo; several axes with one tile; groups beyond the input.
@@ -15,41 +16,52 @@ GEOMETRIES = {
 }
 
 
-def operands(geometry: str, dtype: torch.dtype = torch.float32) -> Case:
-    case = make_case(GEOMETRIES[geometry], bias="table", valid="some", head_size=4, value_size=3).to(dtype)
+ENGINE = "tiled"
+
+
+def case_of(geometry: str, dtype: torch.dtype = torch.float32, *, bias: str | None = "table") -> Case:
+    masks = {"valid": "some", "valid_groups": "some"}
+    case = make_case(GEOMETRIES[geometry], bias=bias, **masks, head_size=4, value_size=3).to(dtype)
     return case.with_leaves(case.leaves())
 
 
+def arguments(case: Case, values: torch.Tensor) -> tuple[object, ...]:
+    """What the registered operators take in front."""
+    return (ENGINE, *windowed._spread(operands(case, values)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", ["table", None])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_operators_keep_their_contract_with_torch(geometry: str, dtype: torch.dtype) -> None:
+def test_operators_keep_their_contract_with_torch(geometry: str, bias: str | None, dtype: torch.dtype) -> None:
     """Schema, registration of autograd, and fake tensors with the shapes, dtypes and strides of real ones."""
-    case = operands(geometry, dtype)
-    integers, scale = GEOMETRIES[geometry].integers(), 0.5
-    opcheck(tiled._pool, (case.q, case.k, case.v, None, case.bias, case.valid, integers, scale))
-    opcheck(tiled._pool, (case.q, case.k, case.v, case.lse, None, None, integers, scale))
-    opcheck(tiled._assign, (case.q, case.k, case.u, case.bias, case.valid, integers, scale))
+    case = case_of(geometry, dtype, bias=bias)
+    token_major = case.v.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    opcheck(windowed._pool, (*arguments(case, case.v), None))
+    opcheck(windowed._pool, (*arguments(case, token_major), case.lse))
+    opcheck(windowed._assign, arguments(case, case.u))
 
 
+@pytest.mark.parametrize("bias", ["table", None])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_backward_operators_keep_their_contract_with_torch(geometry: str) -> None:
-    case = operands(geometry)
-    q, k, v, u, bias = (x.detach() for x in (case.q, case.k, case.v, case.u, case.bias))
-    integers, scale = GEOMETRIES[geometry].integers(), 0.5
-    out, log_mass, lse = tiled._pool(q, k, v, None, bias, case.valid, integers, scale)
+def test_backward_operators_keep_their_contract_with_torch(geometry: str, bias: str | None) -> None:
+    case = case_of(geometry, bias=bias)
+    case = case.with_leaves({name: leaf.detach() for name, leaf in case.leaves().items()})
     checks = ("test_schema", "test_faketensor")
+    of_tokens, of_groups = arguments(case, case.v), arguments(case, case.u)
+    out, log_mass, lse = windowed._pool(*of_tokens, None)
     for grad_lse in (None, torch.randn_like(lse)):
-        arguments = (q, k, v, bias, case.valid, integers, scale, out, lse, log_mass)
-        grads = (torch.randn_like(out), grad_lse, torch.randn_like(log_mass))
-        opcheck(tiled._pool_backward, (*arguments, *grads), test_utils=checks)
-    up, lse = tiled._assign(q, k, u, bias, case.valid, integers, scale)
-    arguments = (q, k, u, bias, case.valid, integers, scale, up, lse, torch.randn_like(up), torch.randn_like(lse))
-    opcheck(tiled._assign_backward, arguments, test_utils=checks)
+        more = (out, log_mass, lse, torch.randn_like(out), torch.randn_like(log_mass), grad_lse)
+        opcheck(windowed._pool_backward, (*of_tokens, *more), test_utils=checks)
+    up, lse = windowed._assign(*of_groups)
+    more = (up, lse, torch.randn_like(up), torch.randn_like(lse))
+    opcheck(windowed._assign_backward, (*of_groups, *more), test_utils=checks)
 
 
 def step(case: Case, backend: str) -> tuple[torch.Tensor, ...]:
     """A grouping, its values carried back up, and a number to differentiate."""
     options = {"bias": case.bias if backend == "tiled" else None, "valid": case.valid, "backend": backend}
+    options["valid_groups"] = case.valid_groups
     out, lse = functional.grouping_attention(case.q, case.k, case.v, case.neighbourhood, **options)
     up, _ = functional.assign(case.q, case.k, out, case.neighbourhood, **options)
     return out, up, out.square().sum() + up.square().sum() + lse.masked_fill(lse.isinf(), 0.0).sum()
@@ -60,7 +72,7 @@ def step(case: Case, backend: str) -> tuple[torch.Tensor, ...]:
 def test_compiled_whole_is_the_same_forward_and_backward(backend: str) -> None:
     """No graph break; Inductor checks the strides that the operators promised."""
     neighbourhood = GEOMETRIES["1-D"] if backend == "tiled" else Neighbourhood((20,), (10,), 2, 3, 1, 19)
-    case = make_case(neighbourhood, bias="table", valid="some", head_size=4, value_size=3).to(torch.float32)
+    case = make_case(neighbourhood, bias="table", valid="some", valid_groups="some", head_size=4, value_size=3).to(torch.float32)
     results = []
     for function in (step, torch.compile(step, fullgraph=True)):
         leaves = case.leaves()

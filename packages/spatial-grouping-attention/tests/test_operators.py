@@ -22,24 +22,16 @@ from grouping_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spatial_grouping_attention import Neighbourhood, functional
-from spatial_grouping_attention.functional import Backend, tiles
+from operator_calls import OPERATORS, call
+from spatial_grouping_attention import Neighbourhood
+from spatial_grouping_attention.backends import Backend
+from spatial_grouping_attention.backends.tiled import chunks
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-OPERATORS = ("assign", "pool", "group")
 
 
 def oracle(operator: str, case: Case) -> tuple[torch.Tensor, ...]:
     return {"assign": oracle_assign, "pool": lambda c: oracle_pool(c)[:1], "group": oracle_group}[operator](case)
-
-
-def call(operator: str, case: Case, backend: str) -> tuple[torch.Tensor, ...]:
-    if operator == "assign":
-        return functional.assign(case.q, case.k, case.u, case.neighbourhood, backend=backend, **case.options)
-    if operator == "pool":
-        out = functional.pool(case.q, case.k, case.v, case.lse, case.neighbourhood, backend=backend, **case.options)
-        return (out,)
-    return tuple(functional.group(case.q, case.k, case.v, case.neighbourhood, backend=backend, **case.options))
 
 
 def check(case: Case, backend: str, dtype: torch.dtype, *, slack: float = 1.0) -> None:
@@ -116,7 +108,7 @@ LARGER = {
 @pytest.mark.parametrize("backend", WINDOWED)
 def test_larger_grids(backend: str, geometry: str) -> None:
     """Many tiles along every axis, with their halos."""
-    case = make_case(LARGER[geometry], bias="table", valid="some", batch=1, heads=3, head_size=6)
+    case = make_case(LARGER[geometry], bias="table", valid="some", valid_groups="some", batch=1, heads=3, head_size=6)
     check(case, backend, torch.float64)
 
 
@@ -124,7 +116,7 @@ def test_larger_grids(backend: str, geometry: str) -> None:
 def test_a_dense_problem_of_several_blocks(backend: str) -> None:
     """Fused kernels work in blocks of tokens; sizes here do not divide by any of them."""
     covering = Neighbourhood((577,), (293,), 2, 3, 5, 585)
-    case = make_case(covering, batch=1, heads=2, head_size=12, value_size=20, valid="some")
+    case = make_case(covering, batch=1, heads=2, head_size=12, value_size=20, valid="some", valid_groups="some")
     check(case, backend, torch.float64)
     check(case, backend, torch.float32)
 
@@ -144,8 +136,8 @@ def test_chunking_changes_nothing(backend: str, data: st.DataObject) -> None:
     """However the work is cut up, the oracle's results come out."""
     case = data.draw(cases(backend))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TOKENS_PER_AXIS", data.draw(st.sampled_from((1, 2, 3, 8))))
-        patch.setattr(tiles, "CHUNK_ELEMENTS", {"cpu": data.draw(st.sampled_from((1, 2**8, 2**12)))})
+        patch.setattr(chunks, "TOKENS_PER_AXIS", data.draw(st.sampled_from((1, 2, 3, 8))))
+        patch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": data.draw(st.sampled_from((1, 2**8, 2**12)))})
         check(case, backend, torch.float64)
 
 
@@ -154,8 +146,8 @@ def test_chunking_changes_nothing(backend: str, data: st.DataObject) -> None:
 def test_chunking_of_larger_grids(geometry: str, tokens: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(LARGER[geometry], bias="table", valid="none in one sample", head_size=4)
     want = call("group", case, "tiled")
-    monkeypatch.setattr(tiles, "TOKENS_PER_AXIS", tokens)
-    monkeypatch.setattr(tiles, "CHUNK_ELEMENTS", {"cpu": elements})
+    monkeypatch.setattr(chunks, "TOKENS_PER_AXIS", tokens)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": elements})
     for i, (got, expected) in enumerate(zip(call("group", case, "tiled"), want, strict=True)):
         assert_near(got, expected, 1e-12, f"result {i}")
 

@@ -24,7 +24,7 @@ def assign(x: Operands, backend: str = "auto") -> tuple[Tensor, Tensor]:
     with as_given(x.q):
         if chosen in REGISTERED:
             return windowed.assign(x, chosen.value)
-        out, lse = engine(chosen).assign(x)
+        out, lse = engine(chosen.value).assign(x)
         return out, lse
 
 
@@ -51,7 +51,7 @@ def _pool(x: Operands, lse: Tensor | None, backend: str) -> Pooled:
     with as_given(x.q):
         if chosen in REGISTERED:
             return windowed.pool(x, lse, chosen.value)
-        pooled: Pooled = engine(chosen).pool(x, lse)
+        pooled: Pooled = engine(chosen.value).pool(x, lse)
         return pooled
 
 

@@ -2,15 +2,15 @@
 
 An engine is a module beside this one with ``refusals(problem)``, ``assign(operands)`` and ``pool(operands, lse)``. The
 windowed ones compute outside of autograd, inside the operators of :mod:`.windowed`, and bring ``assign_backward`` and
-``pool_backward`` too. Modules are imported when they are first asked for, so that no engine costs anything where
-another serves.
+``pool_backward`` too. No engine imports another, and none imports its optional library before it is called.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from importlib import import_module
 from types import ModuleType
+
+from . import fused, natten, reference, tiled, triton
 
 
 class Backend(str, Enum):
@@ -28,6 +28,15 @@ REGISTERED = frozenset({Backend.TILED, Backend.TRITON})
 """Engines that compute inside the operators of :mod:`.windowed`."""
 
 
-def engine(backend: Backend | str) -> ModuleType:
-    """The module that computes for a backend."""
-    return import_module(f".{Backend(backend).value}", __package__)
+_MODULES: dict[str, ModuleType] = {
+    Backend.REFERENCE.value: reference,
+    Backend.FUSED.value: fused,
+    Backend.TILED.value: tiled,
+    Backend.TRITON.value: triton,
+    Backend.NATTEN.value: natten,
+}
+
+
+def engine(name: str) -> ModuleType:
+    """The module that computes for a backend, by its value."""
+    return _MODULES[name]

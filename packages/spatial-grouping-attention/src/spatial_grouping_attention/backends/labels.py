@@ -24,7 +24,7 @@ def labels(x: Operands) -> Tensor:
     x = blanked(x._replace(values=x.q), "groups")
     if x.neighbourhood is None or (x.neighbourhood.covers_all and x.bias is None):
         return _dense(x)
-    found: Tensor = engine(Backend.TILED).labels(x)
+    found: Tensor = engine(Backend.TILED.value).labels(x)
     return found
 
 

@@ -42,7 +42,7 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
     reasons: list[str] = []
     if backend is not Backend.REFERENCE and torch.onnx.is_in_onnx_export():
         reasons.append("ONNX has standard operators only, and reference alone is made of those")
-    return reasons + list(engine(backend).refusals(problem))
+    return reasons + list(engine(backend.value).refusals(problem))
 
 
 def select(problem: Problem, requested: str = "auto") -> Selection:
