@@ -61,6 +61,7 @@ class AxisTiles:
         return replace(
             self,
             num=last - first,
+            padded_size=_padded_size(last - first, self.cells, self.groups_per_tile),
             starts=starts,
             # Slots without a token, behind a tile's own, may name any token of the stretch.
             tokens=(self.tokens[first:last] - token).clamp(max=max(int(starts[-1]) - 1, 0)),
@@ -102,7 +103,7 @@ def cut(axis: Axis, tokens_per_axis: int) -> AxisTiles:
         halo,
         tokens_per_tile,
         groups_per_tile,
-        padded_size=(num - 1 - (-groups_per_tile // cells)) * cells,
+        padded_size=_padded_size(num, cells, groups_per_tile),
         starts=starts,
         tokens=tokens,
         groups=groups.clamp(0, axis.groups - 1),
@@ -110,3 +111,7 @@ def cut(axis: Axis, tokens_per_axis: int) -> AxisTiles:
         visible=within & there[:, None, :] & exists[:, :, None],
         window_entry=entry.clamp(0, axis.window - 1),
     )
+
+
+def _padded_size(num: int, cells: int, groups_per_tile: int) -> int:
+    return (num - 1 - (-groups_per_tile // cells)) * cells

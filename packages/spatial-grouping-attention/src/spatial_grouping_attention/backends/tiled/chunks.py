@@ -66,11 +66,6 @@ class Chunk:
         """What the chunk is cut from, and where."""
         self.tiles, self.run, self.batch, self.heads = tiles, run, batch, heads
         self.tables = run.tables
-        folded = [
-            (n - 1 - (-axis.groups_per_tile // axis.cells)) * axis.cells
-            for n, axis in zip(self.tables.tiles, tiles.tiling.axes, strict=True)
-        ]
-        self.padded_rows = slice(run.padded_row, run.padded_row + folded[0])
 
     def tokens(self, x: Tensor) -> Tensor:
         """Load (B, H, N_in, C) as (b, h, T, P, C); without C as (b, h, T, P)."""
@@ -115,7 +110,7 @@ class Chunk:
 
     def rows(self, sums: Tensor) -> Tensor:
         """The rows of padded sums that this chunk's tiles touch, as a view."""
-        return sums[self.batch, self.heads, self.padded_rows]
+        return sums[self.batch, self.heads, self.run.padded_rows]
 
     def padded(self, sums: Tensor) -> Tensor:
         """Load padded (B, H, *padded_shape) as (b, h, T, Q)."""
@@ -125,8 +120,8 @@ class Chunk:
     def fold(self, tiles: Tensor, *, maximum: bool = False) -> Tensor:
         """Overlap-add (or overlap-max) tiles (b, h, T, Q, C) to (b, h, *padded rows, C)."""
         axes = self.tiles.tiling.axes
-        sizes = [axis.groups_per_tile for axis in axes]
-        x = tiles.reshape(*tiles.shape[:2], *self.tables.tiles, *sizes, tiles.shape[-1])
+        shape = (*tiles.shape[:2], *self.tables.tiles, *self.tiles.tiling.group_slots, tiles.shape[-1])
+        x = tiles.reshape(shape)
         for a in reversed(range(len(axes))):
             x = _fold_axis(x, 2 + a, 2 + len(axes) + a, axes[a].cells, maximum)
         return x

@@ -46,8 +46,8 @@ class Run:
     """The run's tokens are a stretch of all tokens."""
     groups: slice
     """Groups that hold all that any token of the run sees."""
-    padded_row: int
-    """Row of padded sums in which the run begins."""
+    padded_rows: slice
+    """Rows of padded sums that the run's tiles touch."""
     tables: Tables
 
 
@@ -60,6 +60,8 @@ class Tiling:
     """P, over all axes."""
     groups_per_tile: int
     """Q, over all axes."""
+    group_slots: tuple[int, ...]
+    """Groups per tile along each axis; their product is Q."""
     padded_shape: tuple[int, ...]
     """Shape of the grid of groups with its halo: where sums over tiles are collected."""
     inner: tuple[slice, ...]
@@ -78,6 +80,7 @@ def tiling_of(neighbourhood: Neighbourhood, tokens_per_axis: int) -> Tiling:
         axes,
         tokens_per_tile=math.prod(axis.tokens_per_tile for axis in axes),
         groups_per_tile=math.prod(axis.groups_per_tile for axis in axes),
+        group_slots=tuple(axis.groups_per_tile for axis in axes),
         padded_shape=tuple(axis.padded_size for axis in axes),
         inner=tuple(slice(axis.halo, axis.halo + axis.axis.groups) for axis in axes),
     )
@@ -89,7 +92,7 @@ def runs_of(neighbourhood: Neighbourhood, tokens_per_axis: int, rows: int, devic
     first_axis, *others = tiling_of(neighbourhood, tokens_per_axis).axes
     row_of_tokens = math.prod(axis.axis.size for axis in others)
     row_of_groups = math.prod(axis.axis.groups for axis in others)
-    shared: dict[tuple[int, ...], Tables] = {}
+    shared: dict[tuple[tuple[int, ...], ...], Tables] = {}
     runs = []
     for first in range(0, first_axis.num, rows):
         stretch = first_axis.stretch(first, min(first + rows, first_axis.num))
@@ -103,17 +106,17 @@ def runs_of(neighbourhood: Neighbourhood, tokens_per_axis: int, rows: int, devic
             Run(
                 slice(token * row_of_tokens, (token + stretch.num_tokens) * row_of_tokens),
                 slice(group * row_of_groups, (group + stretch.num_groups) * row_of_groups),
-                first * first_axis.cells,
+                slice(first * first_axis.cells, first * first_axis.cells + stretch.padded_size),
                 shared[key],
             )
         )
     return tuple(runs)
 
 
-def _fingerprint(axis: AxisTiles) -> tuple[int, ...]:
+def _fingerprint(axis: AxisTiles) -> tuple[tuple[int, ...], ...]:
     """Equal where all tables are."""
     tables = (axis.starts, axis.tokens, axis.groups, axis.visible, axis.window_entry)
-    return tuple(number for table in tables for number in table.flatten().tolist())
+    return tuple([tuple(table.flatten().tolist()) for table in tables])
 
 
 def _tables(axes: Sequence[AxisTiles], device: torch.device) -> Tables:
