@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 
@@ -18,27 +18,39 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def remembered(entries: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Remember the last ``entries`` results of a pure function of hashable arguments.
+class Remembered(Generic[P, R]):
+    """A pure function of hashable arguments, and its last results.
 
     A compiler is shown the function itself: its sizes may be symbols, which must not be kept, and its graph holds
     the result anyway. Tensors among the results are ordinary ones, whatever mode the first caller was in: autograd
     refuses to save those that are made in inference mode.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        def outside_of_modes(*args: P.args, **kwargs: P.kwargs) -> R:
-            with torch.inference_mode(False), torch.no_grad():
-                return function(*args, **kwargs)
+    def __init__(self, function: Callable[P, R], entries: int) -> None:
+        """Remember the last ``entries`` results of ``function``."""
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._kept = functools.lru_cache(entries)(self._outside_of_modes)
 
-        kept = functools.lru_cache(entries)(outside_of_modes)
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's result."""
+        if torch.compiler.is_compiling():
+            return self._function(*args, **kwargs)
+        return self._kept(*args, **kwargs)  # type: ignore[arg-type]
 
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.compiler.is_compiling():
-                return function(*args, **kwargs)
-            return kept(*args, **kwargs)
+    def forget(self) -> None:
+        """Drop all results."""
+        self._kept.cache_clear()
 
-        return call
+    def _outside_of_modes(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._function(*args, **kwargs)
+
+
+def remembered(entries: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:
+    """Decorate a function to be :class:`Remembered`."""
+
+    def decorate(function: Callable[P, R]) -> Remembered[P, R]:
+        return Remembered(function, entries)
 
     return decorate

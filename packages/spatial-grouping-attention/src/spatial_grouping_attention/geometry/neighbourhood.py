@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 
 import torch
 from RoSE.validation import require_ints, require_odd, require_shape
@@ -67,11 +66,10 @@ class Neighbourhood:
                     f"give {expected}; got {axis.groups}"
                 )
 
-    @cached_property
+    @property
     def axes(self) -> tuple[Axis, ...]:
         """The relation of each axis on its own."""
-        columns = [getattr(self, field.name) for field in fields(self)]
-        return tuple(Axis(*column) for column in zip(*columns, strict=True))
+        return _axes(self)
 
     def integers(self) -> list[int]:
         """Every entry in one flat list, field by field: how operators registered with torch carry it."""
@@ -97,7 +95,7 @@ class Neighbourhood:
         """Number of groups."""
         return math.prod(self.output_shape)
 
-    @cached_property
+    @property
     def covers_all(self) -> bool:
         """Whether the window is so wide that every token sees every group."""
         return all(axis.covers_all for axis in self.axes)
@@ -164,6 +162,13 @@ def relate(
 ) -> Neighbourhood:
     """The :class:`Neighbourhood` of these entries, checked once for all calls that name the same."""
     return Neighbourhood(input_shape, output_shape, stride, kernel_size, padding, window, dilation)
+
+
+@remembered(1024)
+def _axes(neighbourhood: Neighbourhood) -> tuple[Axis, ...]:
+    # Not kept on the object: a compiler that returns one must be able to rebuild all that it holds.
+    columns = [getattr(neighbourhood, field.name) for field in fields(neighbourhood)]
+    return tuple(Axis(*column) for column in zip(*columns, strict=True))
 
 
 @remembered(1024)
