@@ -73,8 +73,10 @@ class Form(NamedTuple):
     """Product of ``box``."""
     block: int
     """Rows of the other side per step."""
-    head: Channels
-    value: Channels
+    qk: Channels
+    """Of queries and keys."""
+    uv: Channels
+    """Of values."""
     product: Any
     """What products are computed in."""
     precision: str

@@ -49,19 +49,24 @@ def store_rows(x, work, slots, values, CHANNELS: tl.constexpr, FORM: tl.constexp
 
 
 @triton.jit
+def row_scalars(x, work, slots):
+    """Pointers to one number per row."""
+    return rows_of(x, work) + slots.index * x.strides[2]
+
+
+@triton.jit
 def load_scalars(x, work, slots):
     """One number per row, float32; zero where none takes part, or where there is no such tensor."""
     if x is None:
         return tl.zeros((slots.index.shape[0],), tl.float32)
     else:
-        pointers = rows_of(x, work) + slots.index * x.strides[2]
-        return tl.load(pointers, mask=slots.takes_part, other=0.0).to(tl.float32)
+        return tl.load(row_scalars(x, work, slots), mask=slots.takes_part, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store_scalars(x, work, slots, values):
     """Store one number per row."""
-    tl.store(rows_of(x, work) + slots.index * x.strides[2], values, mask=slots.exists)
+    tl.store(row_scalars(x, work, slots), values, mask=slots.exists)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .bundles import Slots
 from .relation import first_group, first_position, groups_at, members_on_axis, tokens_at, unravel, window_entry
-from .rows import load_valid
+from .rows import load_valid, row_scalars
 
 
 @triton.jit
@@ -69,36 +69,42 @@ def step_of_tokens(step, x, work, start, extent, sizes, FORM: tl.constexpr):
 
 
 @triton.jit
-def in_some_group(tokens, normaliser, x):
-    """The tokens without those that see no valid group: they are like invalid ones."""
+def normalised(tokens, x, lse, work):
+    """Normalisers of tokens, +inf where they belong to no group, and the tokens that do belong to some.
+
+    One that sees no valid group is like an invalid one.
+    """
+    normaliser = tl.load(row_scalars(lse, work, tokens), mask=tokens.takes_part, other=float("inf")).to(tl.float32)
     if x.valid_groups is None:
-        return tokens
+        return normaliser, tokens
     else:
-        takes_part = tokens.takes_part & (normaliser < float("inf"))
-        return Slots(tokens.index, tokens.exists, takes_part, tokens.cell)
+        return normaliser, Slots(tokens.index, tokens.exists, normaliser < float("inf"), tokens.cell)
 
 
 @triton.jit
 def logits_by_token(tokens, groups, k_tile, q_tile, x, work, sizes, FORM: tl.constexpr):
-    """Logits (tokens, groups), -inf where a token does not see a group."""
+    """Logits (tokens, groups), -inf where a token does not see a group.
+
+    Tokens that take no part have logits too; their normalisers are +inf, which leaves nothing of them.
+    """
     c = tokens.cell
     j = groups.cell
     visible, entry = window_entry(
         c[0][:, None], c[1][:, None], c[2][:, None], j[0][None, :], j[1][None, :], j[2][None, :], FORM
     )
-    visible = visible & groups.takes_part[None, :] & tokens.takes_part[:, None]
+    visible = visible & groups.takes_part[None, :]
     return logits(k_tile, q_tile, visible, entry, x, work, sizes, FORM)
 
 
 @triton.jit
 def logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM: tl.constexpr):
-    """Logits (groups, tokens), -inf where a token does not see a group, and the window's entry of every pair."""
+    """The same with groups first, and the window's entry of every pair."""
     c = tokens.cell
     j = groups.cell
     visible, entry = window_entry(
         c[0][None, :], c[1][None, :], c[2][None, :], j[0][:, None], j[1][:, None], j[2][:, None], FORM
     )
-    visible = visible & groups.takes_part[:, None] & tokens.takes_part[None, :]
+    visible = visible & groups.takes_part[:, None]
     return logits(q_tile, k_tile, visible, entry, x, work, sizes, FORM), entry
 
 
