@@ -53,13 +53,23 @@ def rotate(x: Tensor, positions: Tensor, freqs: Tensor, heads: int) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(x) * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
 
+def normed(x: Tensor, layer: SpatialGroupingAttention, name: str) -> Tensor:
+    """What attention reads of x: x itself, or x with mean 0 and variance 1, scaled and shifted."""
+    state = layer.state_dict()
+    if f"{name}.weight" not in state:
+        return x
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + 1e-5).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
 @torch.no_grad()
 def grouping_by_hand(layer: SpatialGroupingAttention, x: Tensor, shape: tuple[int, ...], spacing: tuple[float, ...]):
     """What a dense or sparse layer in float64 must return: (x_out, A), from the algorithm's description."""
     heads, ndim = layer.num_heads, len(shape)
     image = x.transpose(1, 2).unflatten(2, shape)
     conv = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[ndim - 1]
-    proposed = conv(image, layer.propose.weight, layer.propose.bias, layer.stride, layer.padding)
+    proposed = conv(image, layer.proposal.weight, layer.proposal.bias, layer.stride, layer.padding)
     x_out = layer.norm_proposal(proposed.flatten(2).transpose(1, 2))
     # Group j is the mean position of the tokens under the kernel at j, had the input no border.
     origin = tuple(
@@ -68,13 +78,15 @@ def grouping_by_hand(layer: SpatialGroupingAttention, x: Tensor, shape: tuple[in
     coarse_spacing = tuple(d * s for d, s in zip(spacing, layer.stride, strict=True))
     fine = grid_positions(shape, spacing, (0.0,) * ndim)
     coarse = grid_positions(tuple(proposed.shape[2:]), coarse_spacing, origin)
-    k = rotate(layer.to_k(x), fine, layer.rotary.freqs, heads)
-    v = layer.to_v(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+    read = normed(x, layer, "norm_input")
+    k = rotate(layer.k_proj(read), fine, layer.rotary.freqs, heads)
+    v = layer.v_proj(read).unflatten(-1, (heads, -1)).transpose(1, 2)
+    factor = 1.0 if layer.log_temperature is None else layer.log_temperature.double().exp()[:, None, None]
     hidden = window_entries(layer.neighbourhood(shape)) < 0
     members = None
     for step in range(max(1, layer.iters)):
-        q = rotate(layer.to_q(x_out), coarse, layer.rotary.freqs, heads)
-        scores = k @ q.mT / math.sqrt(q.shape[-1])
+        q = rotate(layer.q_proj(normed(x_out, layer, "norm_query")), coarse, layer.rotary.freqs, heads)
+        scores = factor * (k @ q.mT) / math.sqrt(q.shape[-1])
         if layer.bias_table is not None:
             entries = window_entries(layer.neighbourhood(shape)).clamp(min=0)
             scores = scores + layer.bias_table.double().flatten(1)[:, entries]

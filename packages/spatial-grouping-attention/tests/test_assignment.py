@@ -1,13 +1,13 @@
 """Memberships in use: carrying values up and down, labels, chains, usage and borders, against dense matrices."""
 
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, make_layer, tokens
 from spatial_grouping_attention import Assignment, AttentionAssignment, ComposedAssignment, Neighbourhood, compose
-from spatial_grouping_attention.functional import labels, tiles
 from torch.utils import _pytree as pytree
 
 EVERY_VARIANT = tuple(VARIANTS)
@@ -17,7 +17,7 @@ def one(variant: str, ndim: int = 2, **options: object) -> Assignment:
     """A float64 assignment with a matrix that is far from uniform."""
     layer = make_layer(variant, ndim, relative_bias=variant == "sparse", **options).double()
     with torch.no_grad():
-        layer.to_q.weight.mul_(3)
+        layer.q_proj.weight.mul_(3)
     return layer(tokens(SHAPES[ndim]).double(), 0.5, SHAPES[ndim]).assignment
 
 
@@ -89,9 +89,12 @@ def test_labels_are_the_argmax_of_the_matrix(assignment: Assignment) -> None:
 
 def test_labels_do_not_depend_on_how_the_work_is_cut(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
     want = assignment.labels()
+    labels, chunks = (
+        import_module(f"spatial_grouping_attention.backends.{name}") for name in ("labels", "tiled.chunks")
+    )
     monkeypatch.setattr(labels, "BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(tiles, "CHUNK_ELEMENTS", {"cpu": 64})
-    monkeypatch.setattr(tiles, "TOKENS_PER_AXIS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 64})
+    monkeypatch.setattr(chunks, "TOKENS_PER_AXIS", 2)
     assert torch.equal(assignment.labels(), want)
 
 
@@ -152,7 +155,7 @@ def test_bad_values_are_refused(assignment: Assignment) -> None:
     groups, inputs = assignment.num_groups, assignment.num_inputs
     for method, name, size in (("upsample", "N_out", groups), ("pool", "N_in", inputs), ("sum", "N_in", inputs)):
         call = getattr(assignment, method)
-        with pytest.raises(ValueError, match=rf"values must have shape \(B=2, {name}={size}, C\), got \(2, {size}\)"):
+        with pytest.raises(ValueError, match=rf"values must have shape \(B=2, {name}={size}, C\); got \(2, {size}\)"):
             call(torch.randn(2, size))
         with pytest.raises(ValueError, match=rf"{name}={size}.* got \(2, {size + 1}, 3\)"):
             call(torch.randn(2, size + 1, 3))
@@ -160,7 +163,7 @@ def test_bad_values_are_refused(assignment: Assignment) -> None:
             call(torch.randn(3, size, 1))
         with pytest.raises(TypeError, match=r"values must be float.* got torch.int64"):
             call(torch.ones(2, size, 1, dtype=torch.int64))
-        with pytest.raises(TypeError, match=r"values must be a torch\.Tensor, got list"):
+        with pytest.raises(TypeError, match=r"values must be a torch\.Tensor; got list"):
             call([[1.0]])
 
 
@@ -187,11 +190,11 @@ def test_hard_labels_follow_the_most_likely_group_of_every_stage() -> None:
 
 def test_chains_that_do_not_fit_are_refused() -> None:
     first, second, third = chain().stages
-    with pytest.raises(ValueError, match="at least one assignment, got none"):
+    with pytest.raises(ValueError, match="at least one assignment; got none"):
         compose([])
-    with pytest.raises(TypeError, match="compose takes Assignments, got Tensor"):
+    with pytest.raises(TypeError, match="compose takes Assignments; got Tensor"):
         compose([first, torch.ones(2, 2)])
-    with pytest.raises(ValueError, match=r"stage 0 has groups \(5, 7\) for batch 2, stage 1 has tokens \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"stage 0 with groups \(5, 7\) for batch 2, stage 1 with tokens \(3, 4\)"):
         compose([first, third])
     with pytest.raises(ValueError, match="the groups of each stage must be the tokens of the next"):
         compose([second, first])

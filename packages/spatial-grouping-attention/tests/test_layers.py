@@ -6,6 +6,7 @@ import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, grouping_by_hand, make_layer, tokens
+from RoSE import Grid
 
 EVERY_VARIANT = tuple(VARIANTS)
 BY_ATTENTION = ("dense", "sparse")
@@ -28,6 +29,76 @@ def test_the_layer_is_its_algorithm(variant: str, ndim: int, iters: int) -> None
     assert_near(output.assignment.matrix(), members, 1e-6)
 
 
+@pytest.mark.parametrize("variant", BY_ATTENTION)
+def test_a_learned_temperature_and_normed_tokens_are_in_the_algorithm(variant: str) -> None:
+    layer = make_layer(variant, temperature="learned", norm_tokens=True).double()
+    assert layer.log_temperature.unique().numel() == layer.num_heads
+    x = 3 * tokens((6, 9)).double() + 1
+    output = layer(x, 0.5, (6, 9))
+    x_out, members = grouping_by_hand(layer, x, (6, 9), (0.5, 0.5))
+    assert_near(output.x_out, x_out, 1e-6)
+    assert_near(output.assignment.matrix(), members, 1e-6)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_a_temperature_starts_at_one_and_sharpens_its_own_head(variant: str) -> None:
+    options = {"kernel_size": 3, "stride": 2, "num_heads": 2, "iters": 0}
+    torch.manual_seed(0)
+    fixed = VARIANTS[variant](8, 2, **options)
+    learned = VARIANTS[variant](8, 2, **options, temperature="learned")
+    assert not (learned.state_dict().keys() ^ fixed.state_dict().keys()) - {"log_temperature"}
+    learned.load_state_dict(fixed.state_dict(), strict=False)
+    x = tokens((6, 9))
+    want = fixed(x, 1.0, (6, 9)).assignment
+    assert torch.equal(learned(x, 1.0, (6, 9)).assignment.matrix(), want.matrix())
+    with torch.no_grad():
+        learned.log_temperature[1] = 2.0
+        one_hot = torch.eye(15).expand(2, 2, -1, -1)
+        cold, warm = want.assign_heads(one_hot), learned(x, 1.0, (6, 9)).assignment.assign_heads(one_hot)
+    assert torch.equal(warm[:, 0], cold[:, 0])
+    assert (warm[:, 1].amax(-1) > cold[:, 1].amax(-1)).float().mean() > 0.9
+
+
+def test_normed_tokens_make_memberships_blind_to_the_scale_of_the_tokens() -> None:
+    for norm_tokens, sensitive in ((True, False), (False, True)):
+        layer = make_layer("sparse", norm_tokens=norm_tokens, iters=0)
+        x = tokens((6, 9))
+        # Proposals are normed in any case.
+        layer.proposal.bias.data.zero_()
+        change = layer(100 * x, 1.0, (6, 9)).assignment.matrix() - layer(x, 1.0, (6, 9)).assignment.matrix()
+        assert (change.abs().max().item() > 1e-2) == sensitive
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_a_grid_is_spacing_shape_and_origin_in_one(variant: str) -> None:
+    layer, x = make_layer(variant), tokens((6, 9))
+    want = layer(x, (1.0, 0.5), (6, 9), input_origin=(3.0, -2.0))
+    got = layer(x, input_grid=Grid((6, 9), (1.0, 0.5), (3.0, -2.0)))
+    assert torch.equal(got.x_out, want.x_out)
+    assert got.grid == want.grid == Grid(want.out_grid_shape, want.out_spacing, want.out_origin)
+    per_sample = Grid((6, 9), torch.tensor([[1.0, 0.5], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [5.0, 5.0]]))
+    want = layer(x, per_sample.spacing, (6, 9), input_origin=per_sample.origin)
+    got = layer(x, input_grid=per_sample)
+    assert torch.equal(got.x_out, want.x_out)
+    assert got.grid == want.grid
+    assert got.grid.origin[1].tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_a_spacing_transform_acts_on_tokens_and_groups_alike(variant: str) -> None:
+    """Where the transform multiplies every position by one factor, it is that factor on the spacing."""
+    x, shape = tokens((6, 9)), (6, 9)
+    layer = make_layer(variant, spacing_transform="power")
+    plain = make_layer(variant)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    with torch.no_grad():
+        layer.rotary.spacing_transform.log_gain.copy_(torch.tensor([0.3, -0.4]))
+        layer.rotary.spacing_transform.log_exponent.copy_(torch.tensor([-0.7, 0.2]))
+    spacing = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    transformed = spacing * layer.rotary.spacing_transform(spacing).detach()
+    assert_near(layer(x, spacing, shape).x_out, plain(x, transformed, shape).x_out, 1e-5)
+
+
 GEOMETRIES = list(itertools.product((1, 2, 3, 4, 5), (None, 1, 2, 3, 7), (None, 0, 2)))
 
 
@@ -43,7 +114,7 @@ def test_every_kernel_stride_and_padding(kernel: int, stride: int | None, paddin
         x_out, members = grouping_by_hand(layer, x, (11,), (0.5,))
         assert_near(output.x_out, x_out, 1e-6)
         assert_near(output.assignment.matrix(), members, 1e-6)
-        assert output.out_grid_shape == layer.propose(x.mT).shape[2:]
+        assert output.out_grid_shape == layer.proposal(x.mT).shape[2:]
         assert output.out_spacing == (0.5 * layer.stride[0],)
         assert output.out_origin == pytest.approx((0.5 * ((kernel - 1) / 2 - layer.padding[0]),))
 
@@ -115,7 +186,7 @@ def refined(variant: str, **options: object) -> tuple[torch.nn.Module, torch.nn.
     coarse = make_layer(variant, kernel_size=4, stride=2, padding=1, **options).double()
     fine = make_layer(variant, kernel_size=8, stride=4, padding=2, **options).double()
     state = coarse.state_dict()
-    state["propose.weight"] = state["propose.weight"].repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+    state["proposal.weight"] = state["proposal.weight"].repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
     fine.load_state_dict(state)
     return coarse, fine
 
@@ -167,7 +238,7 @@ def test_relative_bias_steers_memberships(variant: str) -> None:
         layer.bias_table.zero_()
         layer.bias_table[:, -1] = 50.0
     if variant == "deformable":
-        layer.reset_offsets()
+        layer.offsets.reset_parameters()
     labels = layer(tokens((7,)), 1.0).assignment.labels()
     # The last entry is one group further on; where there is none, the tokens cannot follow.
     assert labels[:, :-1].tolist() == [[1, 2, 3, 4, 5, 6]] * 2

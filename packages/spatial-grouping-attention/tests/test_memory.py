@@ -28,7 +28,7 @@ names = run_block(title)
 (output,) = (names[name] for name in PROMISES[title][1])
 output.x_out.square().sum().backward()
 layer = next(value for value in names.values() if isinstance(value, torch.nn.Module))
-assert layer.to_q.weight.grad.isfinite().all()
+assert layer.q_proj.weight.grad.isfinite().all()
 print(json.dumps({"bytes": peak() - before}))
 """
 

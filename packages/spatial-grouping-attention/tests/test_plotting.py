@@ -53,7 +53,7 @@ def test_one_panel_for_the_image_and_one_per_stage(
 def test_images_of_another_kind_are_refused() -> None:
     pytest.importorskip("matplotlib", reason="the plot extra is not installed")
     for shape in ((8,), (2, 8, 8), (3, 8, 8, 8)):
-        with pytest.raises(ValueError, match=r"image must be a 2-D grid, with 1 or 3 channels in front or none, got"):
+        with pytest.raises(ValueError, match=r"image must be a 2-D grid, with 1 or 3 channels in front or none; got"):
             plot_groups(torch.rand(shape), stages((8, 8)))
-    with pytest.raises(ValueError, match=r"axes.* must be one of \(2, 3\), got 1"):
+    with pytest.raises(ValueError, match=r"axes.* must be one of 2, 3; got 1"):
         plot_groups(torch.rand(8), stages((8,)))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from RoSE.validation import require_choice
 from torch import Tensor
 
-from . import validation
 from .assignment import Assignment, compose
 from .assignment.base import label_boundaries
 
@@ -29,8 +29,9 @@ def plot_groups(
 ) -> Figure:
     """Draw the segments of every stage over an image, or over a slice of a volume.
 
-    Each stage is shown through all stages before it: every token takes the label of its most likely last group.
-    Where tokens are coarser than pixels (a patch stem), labels are repeated to the image's size.
+    Each stage is shown through all stages before it: every token takes the label of its most likely last group, and
+    tokens that are not valid stay as they are. Where tokens are coarser than pixels (a patch stem), labels are
+    repeated to the image's size.
 
     Args:
         image: (H, W), (D, H, W), or with one or three channels in front; any range, scaled for display.
@@ -53,42 +54,48 @@ def plot_groups(
     except ImportError as error:
         raise ImportError("plot_groups needs matplotlib: pip install 'spatial-grouping-attention[plot]'") from error
 
-    ndim = len(assignments[0].input_shape)
-    validation.one_of("number of axes of the assignments' grids", ndim, (2, 3))
-    if image.ndim not in (ndim, ndim + 1) or (image.ndim == ndim + 1 and image.shape[0] not in (1, 3)):
-        raise ValueError(
-            f"image must be a {ndim}-D grid, with 1 or 3 channels in front or none, got {tuple(image.shape)}"
-        )
-    picture = image if image.ndim == ndim + 1 else image[None]
-    grid = picture.shape[1:]
-    panels = [
-        _resize_labels(compose(assignments[: i + 1]).labels()[sample].reshape(assignments[0].input_shape), grid)
-        for i in range(len(assignments))
-    ]
-    if ndim == 3:
-        middle = grid[axis] // 2 if index is None else index
-        picture, panels = picture.select(axis + 1, middle), [panel.select(axis, middle) for panel in panels]
-
+    picture, stages = _slices(image, assignments, sample, axis, index)
     # Drawn enlarged, so that a border is thin beside groups of a few pixels.
     zoom = max(1, PANEL_PIXELS // max(picture.shape[1:]))
     background = _enlarge(_to_display(picture), zoom)
     figure = Figure(
-        figsize=(5.0 * (len(panels) + 1), 5.0 * background.shape[0] / background.shape[1] + 0.4), layout="constrained"
+        figsize=(5.0 * (len(stages) + 1), 5.0 * background.shape[0] / background.shape[1] + 0.4), layout="constrained"
     )
-    axes: Any = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
+    axes: Any = figure.subplots(1, len(stages) + 1, squeeze=False)[0]
     axes[0].imshow(background.numpy())
     axes[0].set_title("image")
-    for i, (panel, labels) in enumerate(zip(axes[1:], panels, strict=True)):
+    for i, (panel, labels) in enumerate(zip(axes[1:], stages, strict=True)):
         labels = _enlarge(labels, zoom)
         # A fixed scramble gives neighbouring numbers different colours.
         colours = torch.as_tensor(colormaps["tab20"]((labels * 7919 % 20).numpy())[..., :3])
         borders = label_boundaries(labels[None])[0]
-        blend = (0.65 * background + 0.35 * colours).masked_fill(borders[..., None], 0.0)
-        panel.imshow(blend.numpy())
+        tinted = torch.where((labels >= 0).unsqueeze(-1), 0.65 * background + 0.35 * colours, background)
+        panel.imshow(tinted.masked_fill(borders.unsqueeze(-1), 0.0).numpy())
         panel.set_title(f"{assignments[i].num_groups} groups" if titles is None else titles[i])
     for panel in axes:
         panel.set_axis_off()
     return figure
+
+
+def _slices(
+    image: Tensor, assignments: Sequence[Assignment], sample: int, axis: int, index: int | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The image (1 or 3, H, W), or a slice of the volume, and the labels of every stage there, (H, W)."""
+    shape = assignments[0].input_shape
+    ndim = len(shape)
+    require_choice("number of axes of the assignments' grids", ndim, (2, 3))
+    if image.ndim not in (ndim, ndim + 1) or (image.ndim == ndim + 1 and image.shape[0] not in (1, 3)):
+        raise ValueError(
+            f"image must be a {ndim}-D grid, with 1 or 3 channels in front or none; got {tuple(image.shape)}"
+        )
+    picture = image if image.ndim == ndim + 1 else image[None]
+    grid = picture.shape[1:]
+    chains = [compose(assignments[: i + 1]) for i in range(len(assignments))]
+    stages = [_resize_labels(chain.labels()[sample].reshape(shape), grid) for chain in chains]
+    if ndim == 3:
+        middle = grid[axis] // 2 if index is None else index
+        picture, stages = picture.select(axis + 1, middle), [labels.select(axis, middle) for labels in stages]
+    return picture, stages
 
 
 def _enlarge(picture: Tensor, zoom: int) -> Tensor:

@@ -68,7 +68,7 @@ def group_validity(valid: Tensor, neighbourhood: Neighbourhood) -> Tensor:
     Returns:
         (B, N_out) boolean.
     """
-    counts = valid.unflatten(1, neighbourhood.input_shape).long()
+    counts: Tensor = torch.unflatten(valid, 1, neighbourhood.input_shape).long()
     for dim, axis in enumerate(neighbourhood.axes, 1):
         # Cells are intervals, and their tokens a difference of two running sums.
         up_to = torch.cat((torch.zeros_like(counts.narrow(dim, 0, 1)), counts.cumsum(dim)), dim)

@@ -158,7 +158,7 @@ class WindowedSelfAttention(nn.Module):
         )
         if tokens.valid is not None:
             x = x.masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
-        projected = self.proj_drop(self.proj(self._attend(x, tokens.frame, tokens.valid)))
+        projected: Tensor = self.proj_drop(self.proj(self._attend(x, tokens.frame, tokens.valid)))
         return projected if tokens.valid is None else projected.masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
 
     def _attend(self, x: Tensor, frame: Grid, valid: Tensor | None) -> Tensor:

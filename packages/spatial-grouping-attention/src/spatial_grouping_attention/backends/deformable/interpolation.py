@@ -31,7 +31,7 @@ def lattice(shape: tuple[int, ...], valid: Tensor | None = None) -> Lattice:
     """A grid of points, of which (B, M) booleans may say which there are."""
     if valid is None:
         return Lattice(shape, None, tuple((0, size - 1) for size in shape))
-    held = valid.unflatten(1, shape)
+    held = torch.unflatten(valid, 1, shape)
     box = []
     for axis, size in enumerate(shape):
         others = [dim for dim in range(1, held.ndim) if dim != axis + 1]
@@ -90,14 +90,14 @@ def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor
     for axis, (first, last) in enumerate(points.box):
         position = positions[..., axis].clamp(first, last)  # type: ignore[arg-type]
         # The last point has no upper neighbour: it is reached as fraction 1 of the last but one.
-        floor = position.detach().floor().clamp(max=last - 1).clamp(min=first)  # type: ignore[arg-type]
+        floor = position.detach().floor().clamp(max=last - 1).clamp(min=first)
         lower.append(floor.long())
         fraction.append(position - floor)
     for corner in itertools.product((0, 1), repeat=len(points.shape)):
         index: Index = 0
         weight: Tensor | float = 1.0
         for axis, (upper, size) in enumerate(zip(corner, points.shape, strict=True)):
-            along = (lower[axis] + upper).clamp(max=points.box[axis][1])  # type: ignore[arg-type]
+            along = (lower[axis] + upper).clamp(max=points.box[axis][1])
             index = index * size + along
             weight = weight * (fraction[axis] if upper else 1 - fraction[axis])
         yield cast(Tensor, index), cast(Tensor, weight)
