@@ -53,7 +53,7 @@ def test_compiled_cross_attention_trains_like_eager() -> None:
         attention.zero_grad()
         q = torch.linspace(-1, 1, 2 * 20 * 32).view(2, 20, 32).requires_grad_()
         call(q, q, (0.5, 0.7), (4, 5)).square().sum().backward()
-        gradients.append((q.grad, attention.rose.freqs.grad.clone()))
+        gradients.append((q.grad, attention.rotary.freqs.grad.clone()))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-3)
 
 

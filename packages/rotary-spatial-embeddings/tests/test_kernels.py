@@ -204,16 +204,18 @@ def test_operators_keep_their_contract_with_torch(device: str) -> None:
     grad = torch.randn_like(q)
     cos, sin = (torch.randn(21, 4, device=device) for _ in range(2))
     leaves = [x.detach().clone().requires_grad_() for x in (q, k, coordinates, freqs)]
-    opcheck(operators._rotate_positions, (*leaves, 0, True), test_utils=checks)
-    opcheck(operators._rotate_positions, (q, None, coordinates, freqs, 0, False), test_utils=checks)
-    opcheck(operators._rotate_positions_, (q.clone(), k.clone(), coordinates, freqs, 0, True), test_utils=backward)
+    opcheck(operators.rotate_positions, (*leaves, 0, True), test_utils=checks)
+    opcheck(operators.rotate_positions, (q, None, coordinates, freqs, 0, False), test_utils=checks)
+    opcheck(
+        operators.rotate_positions_in_place, (q.clone(), k.clone(), coordinates, freqs, 0, True), test_utils=backward
+    )
     for needs in ((False, False), (True, True)):
         arguments = (q, k, coordinates, freqs, 0, True, grad, torch.randn_like(k), *needs)
-        opcheck(operators._rotate_positions_backward, arguments, test_utils=backward)
-    opcheck(operators._rotate, (q, cos, sin, True), test_utils=checks)
-    opcheck(operators._rotate_, (q.clone(), cos, sin, True), test_utils=backward)
+        opcheck(operators.rotate_positions_backward, arguments, test_utils=backward)
+    opcheck(operators.rotate, (q, cos, sin, True), test_utils=checks)
+    opcheck(operators.rotate_in_place, (q.clone(), cos, sin, True), test_utils=backward)
     for x in (None, q):
-        opcheck(operators._rotate_backward, (x, cos, sin, True, grad), test_utils=backward)
+        opcheck(operators.rotate_backward, (x, cos, sin, True, grad), test_utils=backward)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated

@@ -24,7 +24,7 @@ def test_cross_attention_scores_are_the_formula_and_attend_is_their_softmax(case
     fine, coarse = Grid(case.shape, case.spacing), Grid((2,) * case.spatial_dims, 0.7)
     q, k = case.features(), case.features(coarse.size)
     got = attention(q, k, case.spacing, case.shape, 0.7, coarse.shape)
-    expected = scale * formula_scores(attention.rose, q, k, fine.coordinates(), coarse.coordinates())
+    expected = scale * formula_scores(attention.rotary, q, k, fine.coordinates(), coarse.coordinates())
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     v = torch.randn(2, coarse.size, 3 * case.num_heads, dtype=torch.float64)
     out = attention.attend(q, k, v, coordinates=fine, k_coordinates=coarse)
@@ -57,10 +57,10 @@ def test_attention_with_projections_on_any_backend(backend: str) -> None:
     x, context = torch.randn(2, 6, 32).double(), torch.randn(2, 4, 24).double()
     with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
         got = attention(x, 0.5, (2, 3), 1.0, (2, 2), context=context)
-    q = attention.query(x)
-    k, v = attention.key_value(context).chunk(2, -1)
+    q = attention.q_proj(x)
+    k, v = attention.kv_proj(context).chunk(2, -1)
     where = Grid((2, 3), 0.5).coordinates(), Grid((2, 2), 1.0).coordinates()
-    weights = (formula_scores(attention.rose, q, k, *where) / 4).softmax(-1)
+    weights = (formula_scores(attention.rotary, q, k, *where) / 4).softmax(-1)
     out = (weights @ v.unflatten(-1, (2, 16)).transpose(1, 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(got, attention.proj(out))
 
@@ -90,7 +90,7 @@ def test_block_of_one_grid_is_a_transformer_block() -> None:
     x = torch.randn(2, 6, 32).double()
     q, k, v = layer.qkv(layer.norm1(x)).chunk(3, -1)
     where = Grid((2, 3), 0.5).coordinates()
-    weights = (formula_scores(layer.rose, q, k, where, where) / 4).softmax(-1)
+    weights = (formula_scores(layer.rotary, q, k, where, where) / 4).softmax(-1)
     mixed = (weights @ v.unflatten(-1, (2, 16)).transpose(1, 2)).transpose(1, 2).flatten(2)
     y = x + layer.proj(mixed)
     expected = y + layer.mlp(layer.norm2(y))
@@ -183,17 +183,17 @@ def test_meta_modules_can_be_materialised(make) -> None:
     for part in module.modules():
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
-    rose = module if isinstance(module, RotarySpatialEmbedding) else module.rose
+    rose = module if isinstance(module, RotarySpatialEmbedding) else module.rotary
     assert 0.9 < rose.freqs.norm(dim=-1).max() < 1.1
     assert module(torch.randn(2, 6, 32), 0.5, (2, 3)).isfinite().all()
 
 
 def test_learnable_freqs_of_the_2025_releases_load() -> None:
-    """Their parameter is ``freqs`` (rotating heads, half the head size, spatial dims), in a module or as ``rose``."""
+    """Their parameter is ``freqs`` (rotating heads, half the head size, spatial dims); ``rose.freqs`` in modules."""
     old = {"freqs": torch.rand(8, 8, 3)}
     embedding = RotarySpatialEmbedding(128, 8, 3)
     embedding.load_state_dict(old)
     assert torch.equal(embedding.freqs, old["freqs"])
-    RoSEMultiHeadCrossAttention(128, 8, 3).load_state_dict({"rose.freqs": old["freqs"]})
+    RoSEMultiHeadCrossAttention(128, 8, 3).load_state_dict({"rotary.freqs": old["freqs"]})
     half = RotarySpatialEmbedding(128, 8, 3, rotary_ratio=0.5, rotary_partition="heads")
     half.load_state_dict({"freqs": torch.rand(4, 8, 3)})

@@ -102,7 +102,7 @@ def test_nested_sequences_attend_each_to_itself() -> None:
     expected = [attention(s[None], coordinates=g)[0] for s, g in zip(sequences, grids, strict=True)]
     torch.testing.assert_close(out.values(), torch.cat(expected), rtol=1e-4, atol=1e-5)
     out.values().sum().backward()
-    assert attention.rose.freqs.grad.abs().sum() > 0
+    assert attention.rotary.freqs.grad.abs().sum() > 0
 
 
 def test_forward_uses_positions_as_they_are() -> None:

@@ -3,8 +3,8 @@
 from . import functional
 from .__about__ import __version__
 from .aliasing import AliasingWarning
-from .attention import RoSEMultiHeadCrossAttention
-from .blocks import MultiResolutionBlock, RoSEMultiHeadAttention
+from .attention import RoSEMultiHeadAttention, RoSEMultiHeadCrossAttention
+from .blocks import MultiResolutionBlock
 from .embedding import RotarySpatialEmbedding
 from .grid import Grid
 

@@ -7,7 +7,9 @@ that turns the other way: its wavelength is below two samples, the Nyquist limit
 from __future__ import annotations
 
 import math
+import warnings
 
+import torch
 from torch import Tensor
 
 from .grid import Grid
@@ -16,6 +18,36 @@ from .validation import values_are_readable
 
 class AliasingWarning(UserWarning):
     """A grid is too coarse for the fastest plane: neighbouring points turn by more than half a period."""
+
+
+class AliasingWatch:
+    """Looks at the grids a module meets, and warns once in its life.
+
+    Args:
+        reference_spacing: Of the module; None where it was given wavelengths instead.
+    """
+
+    def __init__(self, reference_spacing: tuple[float, ...] | None) -> None:
+        self.reference_spacing = reference_spacing
+        self._seen: tuple[tuple[float, ...], tuple[int, ...]] | None = None
+        self._has_warned = False
+
+    def look(self, freqs: Tensor, grid: Grid) -> None:
+        """Warn if ``grid`` is too coarse for ``freqs``.
+
+        Warns:
+            AliasingWarning: With the spacing, and the parameter to change.
+        """
+        if torch.compiler.is_compiling() or self._has_warned:
+            return
+        if isinstance(grid.spacing, tuple):  # the usual case, and one that need not be looked at twice
+            if (grid.spacing, grid.shape) == self._seen:
+                return
+            self._seen = (grid.spacing, grid.shape)
+        message = aliasing_message(freqs, grid, self.reference_spacing)
+        if message is not None:
+            self._has_warned = True
+            warnings.warn(message, AliasingWarning, stacklevel=2)
 
 
 def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, ...] | None) -> str | None:

@@ -1,23 +1,38 @@
-"""Attention with positions: the scores of the formula, and the whole attention in linear memory."""
+"""Attention with positions: bare scores, the whole attention in linear memory, and attention with projections."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .embedding import RotarySpatialEmbedding
-from .grid import Grid
-from .positions import Shape, Spacing
-from .validation import require_floating, require_int, require_real
+from .keywords import spell_out_rotary_keywords
+from .masks import emptied, hide_keys
+from .packed import is_nested
+from .positions import Coordinates, Shape, Spacing, Where, valid_tokens, where_of_keys
+from .validation import (
+    require_flag,
+    require_floating,
+    require_int,
+    require_probability,
+    require_real,
+    require_sizes,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import RotaryKeywords
 
 # A score matrix larger than this is refused unless the user raises the limit. A grid of 100 x 100 with 16
 # heads (6.4 GB in float32) stays possible; what comes next, 200 x 200 (102 GB), is beyond ordinary machines.
 MAX_SCORE_BYTES = 16 * 2**30
 
 
+@spell_out_rotary_keywords
 class RoSEMultiHeadCrossAttention(nn.Module):
     """Position-aware attention scores of queries against keys, without projections.
 
@@ -31,7 +46,9 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         scale: Factor on all scores, greater than 0. The default 1 gives the bare inner products;
             ``head_size ** -0.5`` is usual before a softmax.
         max_score_bytes: Largest score matrix that :meth:`forward` will allocate.
-        **rose: Keywords of :class:`RoSE.RotarySpatialEmbedding`.
+        device: Where to put the parameters.
+        dtype: Of the parameters.
+        **rotary: Keywords of :class:`RoSE.RotarySpatialEmbedding`.
 
     Raises:
         TypeError: Arguments of the wrong type.
@@ -46,13 +63,15 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         *,
         scale: float = 1.0,
         max_score_bytes: int = MAX_SCORE_BYTES,
-        **rose: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **rotary: Unpack[RotaryKeywords],
     ) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.scale = require_real("scale", scale, above=0.0)
         self.max_score_bytes = require_int("max_score_bytes", max_score_bytes, minimum=1)
-        self.rose = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **rose)
+        self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
 
     def forward(
         self,
@@ -63,17 +82,19 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         k_spacing: Spacing | None = None,
         k_grid_shape: Shape | None = None,
         *,
-        coordinates: Tensor | Grid | None = None,
-        k_coordinates: Tensor | Grid | None = None,
+        coordinates: Coordinates | None = None,
+        k_coordinates: Coordinates | None = None,
         num_prefix_tokens: int = 0,
         k_num_prefix_tokens: int | None = None,
+        valid: Tensor | None = None,
+        k_valid: Tensor | None = None,
     ) -> Tensor:
         """Scores before the softmax.
 
         Args:
             q: Queries ``(batch, query tokens, dim)``.
             k: Keys ``(batch, key tokens, dim)``.
-            spacing: See :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`, as for all further arguments.
+            spacing: See :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`, as for all arguments named there.
             grid_shape: Shape of the grid.
             k_spacing: Spacing of the keys' grid.
             k_grid_shape: Shape of the keys' grid.
@@ -81,23 +102,27 @@ class RoSEMultiHeadCrossAttention(nn.Module):
             k_coordinates: Positions of the keys.
             num_prefix_tokens: Leading tokens without position.
             k_num_prefix_tokens: The same for k, when it differs.
+            valid: Which queries are real, ``(batch, *grid)`` or ``(batch, query tokens)``, with or without the
+                prefix tokens; also which keys, where those have no positions of their own.
+            k_valid: Which keys are real. Scores of keys that are not are ``-inf``.
 
         Returns:
-            ``(batch, heads, query tokens, key tokens)``, of q's dtype.
+            ``(batch, heads, query tokens, key tokens)``, of q's dtype; 0 for queries that are not real, against
+            keys that are.
 
         Raises:
             TypeError: As :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`.
             ValueError: As there, and when the scores would take more than ``max_score_bytes``.
         """
-        _require_features(q=q, k=k)
-        if q.dim() == 3 and k.dim() == 3:
-            self._require_affordable(q, k)
-        q, k = self._rotated(
-            q, k, spacing, grid_shape, k_spacing, k_grid_shape,
-            coordinates=coordinates, k_coordinates=k_coordinates,
-            num_prefix_tokens=num_prefix_tokens, k_num_prefix_tokens=k_num_prefix_tokens,
-        )  # fmt: skip
-        return (q * self.scale if self.scale != 1.0 else q) @ k.transpose(-2, -1)
+        where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
+        k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
+        _require_features(self.rotary.dim, q=q, k=k)
+        self._require_affordable(q, k)
+        valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
+        q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
+        q, k = (torch.unflatten(x, 2, (self.rotary.num_heads, -1)).transpose(1, 2) for x in (q, k))
+        scores = (q * self.scale if self.scale != 1.0 else q) @ k.transpose(-2, -1)
+        return scores if k_valid is None else scores.masked_fill(~k_valid[:, None, None], -torch.inf)
 
     def attend(
         self,
@@ -109,10 +134,12 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         k_spacing: Spacing | None = None,
         k_grid_shape: Shape | None = None,
         *,
-        coordinates: Tensor | Grid | None = None,
-        k_coordinates: Tensor | Grid | None = None,
+        coordinates: Coordinates | None = None,
+        k_coordinates: Coordinates | None = None,
         num_prefix_tokens: int = 0,
         k_num_prefix_tokens: int | None = None,
+        valid: Tensor | None = None,
+        k_valid: Tensor | None = None,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
     ) -> Tensor:
@@ -122,7 +149,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
             q: Queries ``(batch, query tokens, dim)``.
             k: Keys ``(batch, key tokens, dim)``.
             v: Values ``(batch, key tokens, value dim)``, heads dividing the value dim. Not rotated.
-            spacing: As :meth:`forward`, with all arguments up to ``k_num_prefix_tokens``.
+            spacing: As :meth:`forward`, with all arguments up to ``k_valid``.
             grid_shape: Shape of the grid.
             k_spacing: Spacing of the keys' grid.
             k_grid_shape: Shape of the keys' grid.
@@ -130,41 +157,38 @@ class RoSEMultiHeadCrossAttention(nn.Module):
             k_coordinates: Positions of the keys.
             num_prefix_tokens: Leading tokens without position.
             k_num_prefix_tokens: The same for k, when it differs.
+            valid: Which queries are real, as :meth:`forward`.
+            k_valid: Which keys are real; the others are hidden.
             attn_mask: As in ``torch.nn.functional.scaled_dot_product_attention``.
-            dropout_p: Probability of dropping an attention weight.
+            dropout_p: Probability of dropping an attention weight, in [0, 1).
 
         Returns:
-            ``(batch, query tokens, value dim)``.
+            ``(batch, query tokens, value dim)``; 0 for queries that are not real or, where ``valid`` or ``k_valid`` is
+            given, see no key.
 
         Raises:
             TypeError: As :meth:`forward`.
             ValueError: As :meth:`forward`, except for the limit on the scores, which are never stored.
         """
-        _require_features(q=q, k=k, v=v)
-        heads = self.rose.num_heads
+        where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
+        k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
+        _require_features(self.rotary.dim, q=q, k=k)
+        require_floating("v", v)
+        heads = self.rotary.num_heads
         if v.dim() != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] % heads:
             raise ValueError(
                 f"v must be (batch, key tokens, value dim), a value dim divisible by {heads} heads, and k's "
                 f"batch and tokens; got v {tuple(v.shape)} for k {tuple(k.shape)}"
             )
-        require_real("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
-        q, k = self._rotated(
-            q, k, spacing, grid_shape, k_spacing, k_grid_shape,
-            coordinates=coordinates, k_coordinates=k_coordinates,
-            num_prefix_tokens=num_prefix_tokens, k_num_prefix_tokens=k_num_prefix_tokens,
-        )  # fmt: skip
-        v = torch.unflatten(v, 2, (heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, scale=self.scale)
-        return out.transpose(1, 2).flatten(2)
-
-    def _rotated(self, q: Tensor, k: Tensor, *positions: Any, **more: Any) -> tuple[Tensor, Tensor]:
-        """Rotated q and k with heads in front: ``(batch, heads, tokens, head size)``."""
-        q, k = self.rose.rotate_pair(q, k, *positions, **more)
-        split = (self.rose.num_heads, self.rose.head_dim)
-        return torch.unflatten(q, 2, split).transpose(1, 2), torch.unflatten(k, 2, split).transpose(1, 2)
+        require_probability("dropout_p", dropout_p)
+        valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
+        v = emptied(v, k_valid)
+        q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
+        out = attend(q, k, v, heads, k_valid=k_valid, attn_mask=attn_mask, dropout_p=dropout_p, scale=self.scale)
+        return emptied(out, valid)
 
     def _require_affordable(self, q: Tensor, k: Tensor) -> None:
-        wanted = q.shape[0] * self.rose.num_heads * q.shape[1] * k.shape[1] * q.element_size()
+        wanted = q.shape[0] * self.rotary.num_heads * q.shape[1] * k.shape[1] * q.element_size()
         if wanted > self.max_score_bytes:
             raise ValueError(
                 f"the scores of {q.shape[1]} queries and {k.shape[1]} keys would take {wanted / 1e9:.1f} GB, "
@@ -173,9 +197,170 @@ class RoSEMultiHeadCrossAttention(nn.Module):
             )
 
 
-def _require_features(**features: Tensor) -> None:
+@spell_out_rotary_keywords
+class RoSEMultiHeadAttention(nn.Module):
+    """Multi-head attention with projections and rotary positions, for self- and cross-attention.
+
+    The softmax runs in ``torch.nn.functional.scaled_dot_product_attention``; choose its backend with
+    ``torch.nn.attention.sdpa_kernel``.
+
+    Args:
+        dim: Channels of queries and output.
+        num_heads: Attention heads.
+        spatial_dims: Axes of a position.
+        context_dim: Channels of the context; default ``dim``.
+        qkv_bias: Whether the projections of q, k and v have a bias.
+        attn_dropout: Probability of dropping an attention weight in training, in [0, 1).
+        proj_dropout: Probability of dropping an output channel in training, in [0, 1).
+        device: Where to put the parameters.
+        dtype: Of the parameters.
+        **rotary: Keywords of :class:`RoSE.RotarySpatialEmbedding`.
+
+    Raises:
+        TypeError: Arguments of the wrong type.
+        ValueError: Arguments that break a rule.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spatial_dims: int = 2,
+        *,
+        context_dim: int | None = None,
+        qkv_bias: bool = True,
+        attn_dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **rotary: Unpack[RotaryKeywords],
+    ) -> None:
+        """Check the arguments and set up; see the class."""
+        super().__init__()
+        self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
+        self.context_dim = dim if context_dim is None else require_int("context_dim", context_dim, minimum=1)
+        self.attn_dropout = require_probability("attn_dropout", attn_dropout)
+        require_flag("qkv_bias", qkv_bias)
+        self.q_proj = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.kv_proj = nn.Linear(self.context_dim, 2 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(require_probability("proj_dropout", proj_dropout))
+
+    def forward(
+        self,
+        x: Tensor,
+        spacing: Spacing | None = None,
+        grid_shape: Shape | None = None,
+        k_spacing: Spacing | None = None,
+        k_grid_shape: Shape | None = None,
+        *,
+        context: Tensor | None = None,
+        coordinates: Coordinates | None = None,
+        k_coordinates: Coordinates | None = None,
+        num_prefix_tokens: int = 0,
+        k_num_prefix_tokens: int | None = None,
+        valid: Tensor | None = None,
+        k_valid: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attend from x to itself, or to ``context``.
+
+        Args:
+            x: ``(batch, tokens, dim)``, or a jagged nested tensor with ``coordinates``.
+            spacing: Positions of x: see :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`, as for all arguments
+                named there.
+            grid_shape: Shape of x's grid.
+            k_spacing: Spacing of the context's grid.
+            k_grid_shape: Shape of the context's grid.
+            context: ``(batch, context tokens, context_dim)``; default x.
+            coordinates: Positions instead of a grid.
+            k_coordinates: Positions of the context.
+            num_prefix_tokens: Leading tokens without position.
+            k_num_prefix_tokens: The same for the context, when it differs.
+            valid: Which tokens of x are real, ``(batch, *grid)`` or ``(batch, tokens)``, with or without the prefix
+                tokens; also which of the context, where that has no positions of its own. The others are seen by
+                nobody and come out as 0.
+            k_valid: Which tokens of the context are real.
+            attn_mask: As in ``scaled_dot_product_attention``.
+            is_causal: Let tokens see only tokens that are not behind them in the sequence.
+
+        Returns:
+            ``(batch, tokens, dim)``.
+
+        Raises:
+            TypeError: As :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`.
+            ValueError: As there.
+        """
+        where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
+        k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
+        context = x if context is None else context
+        for name, tensor, channels in (("x", x, self.rotary.dim), ("context", context, self.context_dim)):
+            require_floating(name, tensor)
+            require_sizes(name, tensor, "batch tokens channels", channels=channels, batch=x.shape[0])
+        valid, k_valid = _require_valid(x, context, where, k_where, valid, k_valid)
+        q = self.q_proj(emptied(x, valid))
+        k, v = self.kv_proj(emptied(context, k_valid)).chunk(2, dim=-1)
+        q, k = rotated(self.rotary, q, k, where, k_where)
+        dropout = self.attn_dropout if self.training else 0.0
+        heads = self.rotary.num_heads
+        out = attend(q, k, v, heads, k_valid=k_valid, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
+        return emptied(self.proj_drop(self.proj(out)), valid)
+
+
+def rotated(
+    rotary: RotarySpatialEmbedding, q: Tensor, k: Tensor, where: Where, k_where: Where
+) -> tuple[Tensor, Tensor]:
+    """Both sides rotated in one call of the module, so that whatever hangs on the module sees them pass."""
+    both: tuple[Tensor, Tensor] = rotary(
+        q, where.spacing, where.grid_shape, coordinates=where.coordinates, num_prefix_tokens=where.num_prefix_tokens,
+        k=k, k_where=None if k_where is where else k_where,
+    )  # fmt: skip
+    return both
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    *,
+    k_valid: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    **sdpa: Any,
+) -> Tensor:
+    """Attention of ``(batch, tokens, channels)`` tensors through torch's fused kernels; 0 where no key is valid."""
+    if q.is_nested:  # whose kernels want every argument contiguous; v is a slice of a projection
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = (torch.unflatten(t, -1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    if k_valid is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, **sdpa)
+    else:
+        mask, sees = hide_keys(k_valid, attn_mask, is_causal, q.shape[2])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **sdpa).masked_fill(~sees, 0)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _require_features(dim: int, **features: Tensor) -> None:
+    batch = None
     for name, tensor in features.items():
         require_floating(name, tensor)
-    batches = {name: tensor.shape[0] for name, tensor in features.items() if tensor.dim()}
-    if len(set(batches.values())) > 1:
-        raise ValueError(f"all features must have one batch size; got {batches}")
+        batch = tensor.shape[0] if batch is None and tensor.dim() else batch
+        require_sizes(name, tensor, "batch tokens dim", dim=dim, **({} if batch is None else {"batch": batch}))
+
+
+def _require_valid(
+    x: Tensor, k: Tensor, where: Where, k_where: Where, valid: Tensor | None, k_valid: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens of both sides are real, ``(batch, tokens)``; ``valid`` holds for keys at the same positions."""
+    if valid is None and k_valid is None:
+        return None, None
+    if is_nested(x) or is_nested(k):
+        raise ValueError("valid must be None for nested features, which need no padding; got a tensor")
+    if k_valid is None and k_where is where and k.shape[1] == x.shape[1]:
+        k_valid = valid
+    return (
+        None if valid is None else valid_tokens("valid", valid, where, x.shape[0], x.shape[1]),
+        None if k_valid is None else valid_tokens("k_valid", k_valid, k_where, k.shape[0], k.shape[1]),
+    )

@@ -1,17 +1,19 @@
-"""Ready-made layers: multi-head attention with projections, and a transformer block over several grids."""
+"""Parts of transformer blocks, and a block over several grids at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend, rotated
 from .embedding import RotarySpatialEmbedding
 from .grid import Grid
-from .positions import Shape, Spacing, require_batch
+from .keywords import spell_out_rotary_keywords
+from .masks import emptied
+from .positions import Where, as_grid, require_coordinates, valid_tokens
 from .validation import (
     require_callable,
     require_flag,
@@ -21,114 +23,10 @@ from .validation import (
     require_real,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class RoSEMultiHeadAttention(nn.Module):
-    """Multi-head attention with projections and rotary positions, for self- and cross-attention.
-
-    The softmax runs in ``torch.nn.functional.scaled_dot_product_attention``; choose its backend with
-    ``torch.nn.attention.sdpa_kernel``.
-
-    Args:
-        dim: Channels of queries and output.
-        num_heads: Attention heads.
-        spatial_dims: Axes of a position.
-        context_dim: Channels of the context; default ``dim``.
-        qkv_bias: Whether the projections of q, k and v have a bias.
-        attn_dropout: Probability of dropping an attention weight in training.
-        proj_dropout: Probability of dropping an output channel in training.
-        **rose: Keywords of :class:`RoSE.RotarySpatialEmbedding`.
-
-    Raises:
-        TypeError: Arguments of the wrong type.
-        ValueError: Arguments that break a rule.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        spatial_dims: int = 2,
-        *,
-        context_dim: int | None = None,
-        qkv_bias: bool = True,
-        attn_dropout: float = 0.0,
-        proj_dropout: float = 0.0,
-        **rose: Any,
-    ) -> None:
-        """Check the arguments and set up; see the class."""
-        super().__init__()
-        self.rose = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **rose)
-        self.context_dim = dim if context_dim is None else require_int("context_dim", context_dim, minimum=1)
-        self.attn_dropout = require_probability("attn_dropout", attn_dropout)
-        self.query = nn.Linear(dim, dim, bias=qkv_bias)
-        self.key_value = nn.Linear(self.context_dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_dropout = nn.Dropout(require_probability("proj_dropout", proj_dropout))
-
-    def forward(
-        self,
-        x: Tensor,
-        spacing: Spacing | None = None,
-        grid_shape: Shape | None = None,
-        k_spacing: Spacing | None = None,
-        k_grid_shape: Shape | None = None,
-        *,
-        context: Tensor | None = None,
-        coordinates: Tensor | Grid | None = None,
-        k_coordinates: Tensor | Grid | None = None,
-        num_prefix_tokens: int = 0,
-        k_num_prefix_tokens: int | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        """Attend from x to itself, or to ``context``.
-
-        Args:
-            x: ``(batch, tokens, dim)``, or a jagged nested tensor with ``coordinates``.
-            spacing: Positions of x: see :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`, as for all arguments
-                named there.
-            grid_shape: Shape of x's grid.
-            k_spacing: Spacing of the context's grid.
-            k_grid_shape: Shape of the context's grid.
-            context: ``(batch, context tokens, context_dim)``; default x.
-            coordinates: Positions instead of a grid.
-            k_coordinates: Positions of the context.
-            num_prefix_tokens: Leading tokens without position.
-            k_num_prefix_tokens: The same for the context, when it differs.
-            attn_mask: As in ``scaled_dot_product_attention``.
-            is_causal: Let tokens see only tokens that are not behind them in the sequence.
-
-        Returns:
-            ``(batch, tokens, dim)``.
-
-        Raises:
-            TypeError: As :meth:`RoSE.RotarySpatialEmbedding.rotate_pair`.
-            ValueError: As there.
-        """
-        context = x if context is None else context
-        for name, tensor, channels in (("x", x, self.rose.dim), ("context", context, self.context_dim)):
-            require_floating(name, tensor)
-            if tensor.dim() != 3 or tensor.shape[-1] != channels:
-                raise ValueError(f"{name} must be (batch, tokens, {channels}); got {tuple(tensor.shape)}")
-        q = self.query(x)
-        k, v = self.key_value(context).chunk(2, dim=-1)
-        q, k = self.rose.rotate_pair(
-            q, k, spacing, grid_shape, k_spacing, k_grid_shape,
-            coordinates=coordinates, k_coordinates=k_coordinates,
-            num_prefix_tokens=num_prefix_tokens, k_num_prefix_tokens=k_num_prefix_tokens,
-        )  # fmt: skip
-        dropout = self.attn_dropout if self.training else 0.0
-        out = attend(q, k, v, self.rose.num_heads, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
-        projected: Tensor = self.proj_dropout(self.proj(out))
-        return projected
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, **sdpa: Any) -> Tensor:
-    """Attention of ``(batch, tokens, channels)`` tensors through torch's fused kernels."""
-    if q.is_nested:  # whose kernels want every argument contiguous; v is a slice of a projection
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    q, k, v = (torch.unflatten(t, -1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, **sdpa).transpose(1, 2).flatten(2)
+    from .keywords import RotaryKeywords
 
 
 class MLP(nn.Module):
@@ -206,6 +104,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
+@spell_out_rotary_keywords
 class MultiResolutionBlock(nn.Module):
     """A pre-norm transformer block in which several grids, each with its own spacing, attend to one another.
 
@@ -217,16 +116,18 @@ class MultiResolutionBlock(nn.Module):
         dim: Channels.
         num_heads: Attention heads.
         spatial_dims: Axes of a position.
-        mlp_ratio: Hidden channels of the MLP per channel.
+        mlp_ratio: Hidden channels of the MLP per channel (see :class:`MLP`).
         mlp_activation: Makes the MLP's nonlinearity.
         mlp_bias: Whether the MLP's linear layers have a bias.
-        mlp_dropout: Dropout after either linear layer of the MLP.
+        mlp_dropout: Dropout after either linear layer of the MLP, in [0, 1).
         qkv_bias: Whether the projections of q, k and v have a bias.
-        attn_dropout: Probability of dropping an attention weight in training.
-        proj_dropout: Dropout after the attention's projection.
+        attn_dropout: Probability of dropping an attention weight in training, in [0, 1).
+        proj_dropout: Dropout after the attention's projection, in [0, 1).
         drop_path: Probability of dropping a residual branch for a sample in training, in [0, 1).
         norm_eps: Epsilon of the layer norms.
-        **rose: Keywords of :class:`RoSE.RotarySpatialEmbedding`.
+        device: Where to put the parameters.
+        dtype: Of the parameters.
+        **rotary: Keywords of :class:`RoSE.RotarySpatialEmbedding`.
 
     Raises:
         TypeError: Arguments of the wrong type.
@@ -248,25 +149,29 @@ class MultiResolutionBlock(nn.Module):
         proj_dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
-        **rose: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **rotary: Unpack[RotaryKeywords],
     ) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
-        self.rose = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **rose)
+        self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
         self.attn_dropout = require_probability("attn_dropout", attn_dropout)
         require_real("norm_eps", norm_eps, minimum=0.0)
-        require_callable("mlp_activation", mlp_activation)
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_dropout = nn.Dropout(require_probability("proj_dropout", proj_dropout))
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        require_flag("qkv_bias", qkv_bias)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, device=device, dtype=dtype)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(require_probability("proj_dropout", proj_dropout))
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, device=device, dtype=dtype)
         self.mlp = MLP(
             dim,
             mlp_ratio=mlp_ratio,
             dropout=require_probability("mlp_dropout", mlp_dropout),
             bias=require_flag("mlp_bias", mlp_bias),
-            activation=mlp_activation,
+            activation=require_callable("mlp_activation", mlp_activation),
+            device=device,
+            dtype=dtype,
         )
         self.drop_path = DropPath(require_probability("drop_path", drop_path))
 
@@ -278,6 +183,7 @@ class MultiResolutionBlock(nn.Module):
         *,
         coordinates: Any = None,
         leading_tokens: bool = False,
+        valid: Any = None,
     ) -> Tensor | list[Tensor]:
         """Apply the block.
 
@@ -289,6 +195,8 @@ class MultiResolutionBlock(nn.Module):
             coordinates: Instead of the two: one tensor or :class:`RoSE.Grid` per grid, or just one.
             leading_tokens: Whether the first tensor of the list holds tokens without a position (class
                 tokens, registers): they attend and are attended to, unrotated.
+            valid: Which tokens are real: per grid None or ``(batch, *grid)`` or ``(batch, tokens of the grid)``, or
+                just one. The others are seen by nobody and come out as they went in.
 
         Returns:
             What was given: a list of tensors of the same shapes, or a tensor.
@@ -299,45 +207,68 @@ class MultiResolutionBlock(nn.Module):
         """
         if isinstance(x, Tensor):
             if leading_tokens:
-                raise ValueError("leading_tokens=True needs a list of tensors, the leading tokens first; got a tensor")
-            _require_parts([x], self.rose.dim)
-            return self._block([x], [spacing], [grid_shape], [coordinates], leading=False)[0]
+                raise ValueError("leading_tokens must be False unless x is a list, the leading tokens first; got True")
+            _require_parts([x], self.rotary.dim)
+            return self._apply_to_parts([x], [Where(spacing, grid_shape, coordinates)], [valid], leading=False)[0]
         parts = list(x)
-        count = len(parts) - bool(leading_tokens)
+        count = len(parts) - require_flag("leading_tokens", leading_tokens)
         if count < 1:
             raise ValueError(f"x must hold at least one grid's tokens; got {len(parts)} tensors")
-        given = {"spacing": spacing, "grid_shape": grid_shape, "coordinates": coordinates}
-        each = [_per_grid(name, values, count) for name, values in given.items()]
-        _require_parts(parts, self.rose.dim)
-        return self._block(parts, *each, leading=leading_tokens)
+        given = {"spacing": spacing, "grid_shape": grid_shape, "coordinates": coordinates, "valid": valid}
+        *said, masks = (_per_grid(name, values, count) for name, values in given.items())
+        _require_parts(parts, self.rotary.dim)
+        return self._apply_to_parts(
+            parts, [Where(*each) for each in zip(*said, strict=True)], masks, leading=leading_tokens
+        )
 
-    def _block(
-        self,
-        parts: list[Tensor],
-        spacings: list[Any],
-        shapes: list[Any],
-        coordinates: list[Any],
-        *,
-        leading: bool,
+    def _apply_to_parts(
+        self, parts: list[Tensor], places: list[Where], masks: list[Tensor | None], *, leading: bool
     ) -> list[Tensor]:
         lengths = [part.shape[1] for part in parts]
-        gridded = parts[1:] if leading else parts
-        placed = [
-            self.rose.positions(part.shape[1], *where, device=part.device)
-            for part, *where in zip(gridded, spacings, shapes, coordinates, strict=True)
-        ]
-        batch = parts[0].shape[0]
-        if any(points.dim() == 3 for points in placed):
-            placed = [require_batch(points, batch).expand(batch, -1, -1) for points in placed]
-        positions = torch.cat(placed, dim=-2)
+        gridded = parts[int(leading) :]
+        where = _one_behind_the_other(places, gridded, self.rotary.spatial_dims, lengths[0] if leading else 0)
+        valid = _valid_parts(parts, places, masks, leading)
 
-        x = torch.cat(parts, dim=1)
+        given = torch.cat(parts, dim=1)
+        x = emptied(given, valid)
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        q, k = self.rose.rotate_at(positions, q, k, num_prefix_tokens=lengths[0] if leading else 0)
+        q, k = rotated(self.rotary, q, k, where, where)
         dropout = self.attn_dropout if self.training else 0.0
-        x = x + self.drop_path(self.proj_dropout(self.proj(attend(q, k, v, self.rose.num_heads, dropout_p=dropout))))
+        mixed = attend(q, k, v, self.rotary.num_heads, k_valid=valid, dropout_p=dropout)
+        x = x + self.drop_path(self.proj_drop(self.proj(mixed)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return list(x.split(lengths, dim=1))
+        if valid is not None:
+            x = torch.where(valid.unsqueeze(-1), x, given)
+        return list(torch.split(x, lengths, dim=1))
+
+
+def _one_behind_the_other(places: list[Where], parts: list[Tensor], spatial_dims: int, prefix: int) -> Where:
+    """Where all tokens are, from where each grid's are."""
+    names = ("spacing", "grid_shape", "coordinates")
+    pieces: list[Tensor | Grid] = []
+    spacings: list[Any] = []
+    for (spacing, grid_shape, coordinates, _), part in zip(places, parts, strict=True):
+        if coordinates is None or isinstance(coordinates, Grid):
+            pieces.append(as_grid(spatial_dims, part.shape[1], spacing, grid_shape, coordinates, names=names))
+            spacings.append(None)
+            continue
+        if grid_shape is not None:
+            raise ValueError(f"grid_shape must be None beside coordinates; got {grid_shape!r}")
+        pieces.append(require_coordinates(coordinates, spatial_dims, part.shape[1]))
+        spacings.append(spacing)
+    return Where(spacings, None, pieces, prefix)
+
+
+def _valid_parts(parts: list[Tensor], places: list[Where], masks: list[Tensor | None], leading: bool) -> Tensor | None:
+    """Which of all tokens are real, ``(batch, tokens)``; None where all are."""
+    if all(mask is None for mask in masks):
+        return None
+    real = [part.new_ones(part.shape[:2], dtype=torch.bool) for part in parts]
+    for index, (mask, where) in enumerate(zip(masks, places, strict=True)):
+        if mask is not None:
+            at = index + leading
+            real[at] = valid_tokens(f"valid[{index}]", mask, where, *parts[at].shape[:2])
+    return torch.cat(real, dim=1)
 
 
 def _per_grid(name: str, values: Any, count: int) -> list[Any]:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import frequencies
-from .aliasing import AliasingWarning, aliasing_message
-from .functional import cos_sin, phases, rotate
-from .grid import Grid
+from .aliasing import AliasingWatch
+from .angles import angles_of_tokens
+from .dispatch import rotate_at, rotate_heads
+from .layouts import Heads, require_features
 from .packed import is_nested, jagged, require_jagged, rewrap
-from .positions import Shape, Spacing, as_grid, require_batch, require_coordinates, spacing_tensor
+from .positions import Coordinates, Shape, Spacing, Where, require_batch, resolve, where_of_keys
 from .transforms import FORMS, make_spacing_transform
 from .validation import (
-    LAYOUTS,
     require_choice,
     require_flag,
-    require_floating,
     require_head_split,
     require_int,
-    require_per_axis,
+    require_numbers,
     require_real,
 )
 
@@ -104,25 +100,21 @@ class RotarySpatialEmbedding(nn.Module):
         self.init_jitter_std = require_real("init_jitter_std", init_jitter_std, minimum=0.0)
         self.frequency_scaling = require_choice("frequency_scaling", frequency_scaling, frequencies.SCALINGS)
         self.directions = require_choice("directions", directions, frequencies.DIRECTIONS)
-        if isinstance(reference_spacing, Tensor):
-            raise TypeError("reference_spacing must be a number or one number per axis; got a tensor")
-        self.reference_spacing = tuple(
-            require_per_axis("reference_spacing", reference_spacing, spatial_dims, positive=True)
-        )
+        self.reference_spacing = require_numbers("reference_spacing", reference_spacing, spatial_dims, positive=True)
         self.wavelengths = frequencies.require_wavelengths(wavelengths, self.reference_spacing)
         self.rotary_partition = require_choice("rotary_partition", rotary_partition, ("channels", "heads"))
         self.interleaved = require_flag("interleaved", interleaved)
         if spacing_transform is not None:
             require_choice("spacing_transform", spacing_transform, FORMS)
-        self.spacing_transform = make_spacing_transform(spacing_transform, self.reference_spacing, device)
-
-        by_heads = rotary_partition == "heads"
-        self.rotary_heads = _part(num_heads, rotary_ratio) if by_heads else num_heads
-        planes = head_dim // 2 if by_heads else _part(head_dim // 2, rotary_ratio)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a real floating-point type; got {dtype}")
         dtype = torch.promote_types(dtype, torch.float32)
+        self.spacing_transform = make_spacing_transform(spacing_transform, self.reference_spacing, device, dtype)
+
+        by_heads = rotary_partition == "heads"
+        self.rotary_heads = _part(num_heads, rotary_ratio) if by_heads else num_heads
+        planes = head_dim // 2 if by_heads else _part(head_dim // 2, rotary_ratio)
         freqs = torch.empty(self.rotary_heads, planes, spatial_dims, device=device, dtype=dtype)
         # With nothing to rotate there is nothing to learn, and an unused parameter would stall
         # DistributedDataParallel.
@@ -130,8 +122,7 @@ class RotarySpatialEmbedding(nn.Module):
             self.freqs = nn.Parameter(freqs)
         else:
             self.register_buffer("freqs", freqs)
-        self._grid_seen: tuple[tuple[float, ...], tuple[int, ...]] | None = None
-        self._has_warned = False
+        self._watch = AliasingWatch(None if self.wavelengths is not None else self.reference_spacing)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -170,11 +161,13 @@ class RotarySpatialEmbedding(nn.Module):
         spacing: Spacing | None = None,
         grid_shape: Shape | None = None,
         *,
-        coordinates: Tensor | Grid | None = None,
+        coordinates: Coordinates | None = None,
         num_prefix_tokens: int = 0,
         layout: str = "bnd",
-    ) -> Tensor:
-        """Rotate x by the positions of its tokens.
+        k: Tensor | None = None,
+        k_where: Where | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Rotate x by the positions of its tokens, and with it k, if there is one.
 
         Positions come either from a grid (``grid_shape`` and ``spacing``, token order row-major, first token
         at 0) or from ``coordinates``. Positions are used as they are: nothing is centred or shifted.
@@ -188,28 +181,30 @@ class RotarySpatialEmbedding(nn.Module):
                 ``(spatial_dims,)``, or per sample ``(batch, spatial_dims)``. Default 1.
             grid_shape: Points along each axis. May be left out in one dimension.
             coordinates: Positions ``(tokens, spatial_dims)`` or ``(batch, tokens, spatial_dims)``, or a
-                :class:`RoSE.Grid` (which has an origin). Gradients flow to a tensor. With a
-                ``spacing_transform``, give the ``spacing`` a tensor of coordinates was sampled at as well.
+                :class:`RoSE.Grid` (which has an origin), or a list of these for tokens that lie one behind the
+                other. Gradients flow to tensors. With a ``spacing_transform``, give the ``spacing`` a tensor of
+                coordinates was sampled at as well (beside a list: a list, None at grids).
             num_prefix_tokens: Leading tokens (class, registers) that have no position and pass unrotated;
                 positions are for the tokens after them.
             layout: ``"bnd"`` (batch, tokens, dim), ``"bnhd"`` (batch, tokens, heads, head size) or ``"bhnd"``
                 (batch, heads, tokens, head size).
+            k: Keys to be rotated by the same call, laid out like x (see :meth:`rotate_pair`).
+            k_where: Where they are; default where x is.
 
         Returns:
-            A tensor of x's shape and dtype (x itself when ``rotary_ratio`` is 0).
+            A tensor of x's shape and dtype (x itself when ``rotary_ratio`` is 0); with k a pair of such tensors.
 
         Raises:
             TypeError: Arguments of the wrong type, integer tensors.
             ValueError: Shapes that disagree with the module or with each other, bad spacing, unknown layout.
         """
-        if is_nested(x):
-            require_jagged(x, coordinates, layout, num_prefix_tokens)
-            row = jagged(x).values().unsqueeze(0)
-            where = jagged(coordinates).values() if is_nested(coordinates) else coordinates
-            return rewrap(self.forward(row, spacing, grid_shape, coordinates=where, layout=layout).squeeze(0), x)
-        batch, tokens = self._require_input("x", x, layout, num_prefix_tokens)
-        positions = require_batch(self.positions(tokens, spacing, grid_shape, coordinates, device=x.device), batch)
-        return self.rotate_at(positions, x, num_prefix_tokens=num_prefix_tokens, layout=layout)[0]
+        where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
+        if k is None:
+            return self._rotated({"x": x}, where, layout)[0]
+        if k_where is None and not (is_nested(x) or is_nested(k)):
+            return self._rotated({"q": x, "k": k}, where, layout)
+        k_where = where if k_where is None else k_where
+        return self._rotated({"q": x}, where, layout)[0], self._rotated({"k": k}, k_where, layout)[0]
 
     def rotate_pair(
         self,
@@ -220,8 +215,8 @@ class RotarySpatialEmbedding(nn.Module):
         k_spacing: Spacing | None = None,
         k_grid_shape: Shape | None = None,
         *,
-        coordinates: Tensor | Grid | None = None,
-        k_coordinates: Tensor | Grid | None = None,
+        coordinates: Coordinates | None = None,
+        k_coordinates: Coordinates | None = None,
         num_prefix_tokens: int = 0,
         k_num_prefix_tokens: int | None = None,
         layout: str = "bnd",
@@ -236,15 +231,15 @@ class RotarySpatialEmbedding(nn.Module):
         Args:
             q: Queries.
             k: Keys; same layout as q.
-            spacing: See :meth:`forward`.
-            grid_shape: See :meth:`forward`.
+            spacing: See :meth:`forward`, as for all arguments without ``k_``.
+            grid_shape: Of the grid.
             k_spacing: Spacing of the keys' grid.
             k_grid_shape: Shape of the keys' grid.
-            coordinates: See :meth:`forward`.
+            coordinates: Positions instead of a grid.
             k_coordinates: Positions of the keys.
             num_prefix_tokens: Leading tokens of q, and of k unless told otherwise, that have no position.
             k_num_prefix_tokens: Leading tokens of k without position.
-            layout: See :meth:`forward`.
+            layout: Of both.
 
         Returns:
             The rotated q and k, each of its own shape and dtype.
@@ -253,60 +248,37 @@ class RotarySpatialEmbedding(nn.Module):
             TypeError: As :meth:`forward`.
             ValueError: As :meth:`forward`.
         """
-        k_prefix = num_prefix_tokens if k_num_prefix_tokens is None else k_num_prefix_tokens
-        k_is_elsewhere = k_spacing is not None or k_grid_shape is not None or k_coordinates is not None
-        if k_is_elsewhere or k_prefix != num_prefix_tokens or is_nested(q) or is_nested(k):
-            if k_coordinates is None:
-                k_spacing = spacing if k_spacing is None else k_spacing
-                k_grid_shape = grid_shape if k_grid_shape is None else k_grid_shape
-                k_coordinates = None if k_is_elsewhere else coordinates
-            return (
-                self.forward(
-                    q,
-                    spacing,
-                    grid_shape,
-                    coordinates=coordinates,
-                    num_prefix_tokens=num_prefix_tokens,
-                    layout=layout,
-                ),
-                self.forward(
-                    k,
-                    k_spacing,
-                    k_grid_shape,
-                    coordinates=k_coordinates,
-                    num_prefix_tokens=k_prefix,
-                    layout=layout,
-                ),
-            )
-        batch, tokens = self._require_input("q", q, layout, num_prefix_tokens)
-        k_batch, k_tokens = self._require_input("k", k, layout, num_prefix_tokens)
-        if tokens != k_tokens:
+        where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
+        k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
+        rotated: tuple[Tensor, Tensor] = self(
+            q, spacing, grid_shape, coordinates=coordinates, num_prefix_tokens=num_prefix_tokens, layout=layout,
+            k=k, k_where=None if k_where is where else k_where,
+        )  # fmt: skip
+        return rotated
+
+    def _rotated(self, features: dict[str, Tensor], where: Where, layout: str) -> tuple[Tensor, ...]:
+        """Rotate features that share their positions; angles are computed once."""
+        x = next(iter(features.values()))
+        if is_nested(x):
+            require_jagged(x, where.coordinates, layout, where.num_prefix_tokens)
+            row = jagged(x).values().unsqueeze(0)
+            flat = jagged(where.coordinates).values() if is_nested(where.coordinates) else where.coordinates
+            (turned,) = self._rotated({"x": row}, where._replace(coordinates=flat), layout)
+            return (rewrap(turned.squeeze(0), x),)
+        prefix = where.num_prefix_tokens
+        counts = [require_features(name, t, layout, self.heads, prefix) for name, t in features.items()]
+        batch, tokens = counts[0]
+        if any(more != tokens for _, more in counts[1:]):
             raise ValueError(
                 "q and k must have the same number of tokens unless k is given positions of its own "
-                f"(k_grid_shape, k_spacing or k_coordinates); got {tokens} and {k_tokens}"
+                f"(k_grid_shape, k_spacing or k_coordinates); got {tokens} and {counts[1][1]}"
             )
-        positions = self.positions(tokens, spacing, grid_shape, coordinates, device=q.device)
-        require_batch(require_batch(positions, batch), k_batch)
-        q, k = self.rotate_at(positions, q, k, num_prefix_tokens=num_prefix_tokens, layout=layout)
-        return q, k
-
-    def rotate_at(
-        self, positions: Tensor, *features: Tensor, num_prefix_tokens: int = 0, layout: str = "bnd"
-    ) -> tuple[Tensor, ...]:
-        """Rotate tensors by positions from :meth:`positions`; angles are computed once for all of them.
-
-        Args:
-            positions: ``(tokens, N)`` or ``(batch, tokens, N)``, used as they are.
-            *features: Tensors with these tokens behind the prefix, all laid out as ``layout`` says.
-            num_prefix_tokens: Leading tokens without position.
-            layout: See :meth:`forward`.
-
-        Returns:
-            The rotated tensors, in order.
-        """
-        dtype = functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32)
-        cos, sin = self.angles(positions, dtype, num_prefix_tokens=num_prefix_tokens)
-        return tuple(self.rotate(x, cos, sin, layout=layout) for x in features)
+        positions = self._resolved(where, tokens, x.device)
+        for batch, _ in counts:
+            require_batch(positions, batch)
+        if not self.freqs.numel():
+            return tuple(features.values())
+        return rotate_at(positions, self.freqs, list(features.values()), prefix, layout, self.heads)
 
     def angles(
         self, positions: Tensor, dtype: torch.dtype = torch.float32, *, num_prefix_tokens: int = 0
@@ -324,9 +296,7 @@ class RotarySpatialEmbedding(nn.Module):
         Returns:
             Two tensors ``(..., prefix + tokens, heads, planes)``; the heads are those that rotate.
         """
-        # A token at the origin turns by exactly zero: prefix tokens are put there.
-        padded = F.pad(positions, (0, 0, num_prefix_tokens, 0))
-        return cos_sin(phases(padded.to(self.freqs.device), self.freqs), dtype)
+        return angles_of_tokens(positions, self.freqs, num_prefix_tokens, dtype)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "bnd") -> Tensor:
         """Rotate x by angles from :meth:`angles`.
@@ -340,63 +310,30 @@ class RotarySpatialEmbedding(nn.Module):
         Returns:
             A tensor of x's shape and dtype (x itself when ``rotary_ratio`` is 0).
         """
-        if not self.freqs.numel():
-            return x
-        if layout == "bnd":
-            heads = torch.unflatten(x, 2, (self.num_heads, self.head_dim))
-            return self.rotate(heads, cos, sin, layout="bnhd").flatten(2)
-        heads_dim = 2 if layout == "bnhd" else 1
-        if layout == "bhnd":
-            cos, sin = cos.transpose(-3, -2), sin.transpose(-3, -2)
-        if self.rotary_heads == self.num_heads:
-            return rotate(x, cos, sin, interleaved=self.interleaved)
-        turned = x.narrow(heads_dim, 0, self.rotary_heads)
-        rest = x.narrow(heads_dim, self.rotary_heads, self.num_heads - self.rotary_heads)
-        return torch.cat((rotate(turned, cos, sin, interleaved=self.interleaved), rest), dim=heads_dim)
+        return rotate_heads(x, cos, sin, layout, self.heads) if self.freqs.numel() else x
 
     def positions(
         self,
         tokens: int,
         spacing: Spacing | None = None,
         grid_shape: Shape | None = None,
-        coordinates: Tensor | Grid | None = None,
+        coordinates: Coordinates | None = None,
         *,
         device: torch.device | None = None,
     ) -> Tensor:
         """The coordinates that :meth:`forward` uses: ``(tokens, N)`` or ``(batch, tokens, N)``."""
-        if coordinates is None or isinstance(coordinates, Grid):
-            names = ("spacing", "grid_shape", "coordinates")
-            grid = as_grid(self.spatial_dims, tokens, spacing, grid_shape, coordinates, names=names)
-            self._warn_once_if_aliased(grid)
-            points, steps = grid.coordinates(device=device), grid.spacing
-        else:
-            points = require_coordinates(coordinates, self.spatial_dims, tokens)
-            if grid_shape is not None or (spacing is None) != (self.spacing_transform is None):
-                raise ValueError(
-                    "coordinates stand alone, except that a module with a spacing_transform needs the "
-                    f"spacing they were sampled at; got grid_shape={grid_shape!r}, spacing={spacing!r}, "
-                    f"spacing_transform={self.spacing_transform}"
-                )
-            if spacing is None:
-                return points
-            steps = require_per_axis("spacing", spacing, self.spatial_dims, positive=True)
-        if self.spacing_transform is None:
-            return points
-        factor: Tensor = self.spacing_transform(spacing_tensor(steps, points.device))
-        return points * factor.unsqueeze(-2)
+        return self._resolved(Where(spacing, grid_shape, coordinates), tokens, device)
 
-    def _warn_once_if_aliased(self, grid: Grid) -> None:
-        if torch.compiler.is_compiling() or self._has_warned:
-            return
-        if isinstance(grid.spacing, tuple):  # the usual case, and one that need not be looked at twice
-            if (grid.spacing, grid.shape) == self._grid_seen:
-                return
-            self._grid_seen = (grid.spacing, grid.shape)
-        scale = None if self.wavelengths is not None else self.reference_spacing
-        message = aliasing_message(self.freqs, grid, scale)
-        if message is not None:
-            self._has_warned = True
-            warnings.warn(message, AliasingWarning, stacklevel=4)
+    def _resolved(self, where: Where, tokens: int, device: torch.device | None) -> Tensor:
+        return resolve(
+            where, tokens, self.spatial_dims,
+            transform=self.spacing_transform, freqs=self.freqs, watch=self._watch, device=device,
+        )  # fmt: skip
+
+    @property
+    def heads(self) -> Heads:
+        """How many heads there are, of what size, and which of them turn."""
+        return Heads(self.num_heads, self.head_dim, self.rotary_heads, self.interleaved)
 
     def extra_repr(self) -> str:
         """What distinguishes this embedding, for ``print(module)``."""
@@ -404,26 +341,6 @@ class RotarySpatialEmbedding(nn.Module):
             f"dim={self.dim}, num_heads={self.num_heads}, spatial_dims={self.spatial_dims}, "
             f"planes={self.freqs.shape[1]}, directions={self.directions!r}, learnable={self.learnable}"
         )
-
-    def _require_input(self, name: str, x: Tensor, layout: str, num_prefix_tokens: int) -> tuple[int, int]:
-        """Check features against the module; return batch size and number of tokens with a position."""
-        require_floating(name, x)
-        require_choice("layout", layout, LAYOUTS)
-        require_int("num_prefix_tokens", num_prefix_tokens, minimum=0)
-        form, wanted = {
-            "bnd": ("(batch, tokens, dim)", (None, None, self.dim)),
-            "bnhd": ("(batch, tokens, heads, head size)", (None, None, self.num_heads, self.head_dim)),
-            "bhnd": ("(batch, heads, tokens, head size)", (None, self.num_heads, None, self.head_dim)),
-        }[layout]
-        if x.dim() != len(wanted) or any(w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)):
-            sizes = ", ".join("*" if w is None else str(w) for w in wanted)
-            raise ValueError(f"{name} in layout {layout!r} must be {form} = ({sizes}); got {tuple(x.shape)}")
-        length = x.shape[2] if layout == "bhnd" else x.shape[1]
-        if num_prefix_tokens > length:
-            raise ValueError(
-                f"num_prefix_tokens must be at most the {length} tokens of {name}; got {num_prefix_tokens}"
-            )
-        return x.shape[0], length - num_prefix_tokens
 
 
 def _part(whole: int, ratio: float) -> int:

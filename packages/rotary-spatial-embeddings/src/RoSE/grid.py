@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from torch import Tensor
 from .validation import require_per_axis, require_shape
 
 
-@dataclass(frozen=True, eq=False, init=False)
 class Grid:
-    """A regular grid of points: point ``index`` lies at ``origin + index * spacing``, axis by axis.
+    """A regular grid of points: point ``index`` lies at ``origin + index * spacing``, axis by axis. Immutable.
 
     Args:
         shape: Points along each axis. A bare int is a one-dimensional grid.
@@ -33,6 +31,7 @@ class Grid:
         ValueError: A size below 1, a spacing that is not finite and positive, or lengths that disagree.
     """
 
+    # Not a dataclass: code that walks through containers (to move or to cast a batch) writes to the fields of those.
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | Tensor
     origin: tuple[float, ...] | Tensor
@@ -58,6 +57,29 @@ class Grid:
         object.__setattr__(self, "spacing", checked_spacing)
         object.__setattr__(self, "origin", checked_origin)
 
+    @classmethod
+    def derived(
+        cls, shape: tuple[int, ...], spacing: tuple[float, ...] | Tensor, origin: tuple[float, ...] | Tensor
+    ) -> Grid:
+        """A grid computed from a checked one: its parts, in the forms they are kept in, are not checked again."""
+        grid = object.__new__(cls)
+        object.__setattr__(grid, "shape", shape)
+        object.__setattr__(grid, "spacing", spacing)
+        object.__setattr__(grid, "origin", origin)
+        return grid
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: grids are shared."""
+        raise AttributeError(f"a Grid is immutable; make a new one instead of setting {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse likewise."""
+        raise AttributeError(f"a Grid is immutable; {name!r} cannot be deleted")
+
+    def __repr__(self) -> str:
+        """The call that makes it."""
+        return f"Grid(shape={self.shape!r}, spacing={self.spacing!r}, origin={self.origin!r})"
+
     @property
     def ndim(self) -> int:
         """Number of axes."""
@@ -67,6 +89,20 @@ class Grid:
     def size(self) -> int:
         """Number of points, the product of ``shape``."""
         return math.prod(self.shape)
+
+    @property
+    def batch(self) -> int | None:
+        """Samples that have a spacing or origin of their own; None where all share one."""
+        given = (v for v in (self.spacing, self.origin) if isinstance(v, Tensor) and v.dim() == 2)
+        return next((v.shape[0] for v in given), None)
+
+    def to(self, device: torch.device | str | None = None, *, non_blocking: bool = False) -> Grid:
+        """The grid with tensor spacing and origin on another device; what is plain numbers stays."""
+        spacing, origin = (
+            v.to(device=device, non_blocking=non_blocking) if isinstance(v, Tensor) else v
+            for v in (self.spacing, self.origin)
+        )
+        return Grid.derived(self.shape, spacing, origin)
 
     def coordinates(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Physical positions of all points, row-major (the last axis runs fastest).
@@ -88,8 +124,7 @@ class Grid:
             + torch.arange(n, device=device, dtype=dtype) * _column(self.spacing, axis, device, dtype)
             for axis, n in enumerate(self.shape)
         ]
-        given = (v for v in (self.spacing, self.origin) if isinstance(v, Tensor) and v.dim() == 2)
-        batch = next(((v.shape[0],) for v in given), ())
+        batch = () if self.batch is None else (self.batch,)
         spread = []
         for axis, points in enumerate(axes):
             along = tuple(n if a == axis else 1 for a, n in enumerate(self.shape))

@@ -1,22 +1,145 @@
 """From what a caller says about positions to a tensor of coordinates.
 
-A caller may give a grid (shape and spacing), a :class:`RoSE.Grid`, or coordinates. These functions check that
-what was given is complete, agrees with the tokens, and is not said twice.
+A caller may give a grid (shape and spacing), a :class:`RoSE.Grid`, coordinates, or several of these one behind the
+other. What was said is bundled once, as :class:`Where`; :func:`resolve` checks that it is complete, agrees with the
+tokens, and is not said twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from .aliasing import AliasingWatch
 from .grid import Grid
-from .validation import require_floating, require_per_axis, require_shape, values_are_readable
+from .validation import (
+    require_floating,
+    require_int,
+    require_per_axis,
+    require_shape,
+    require_valid,
+    values_are_readable,
+)
 
 Spacing: TypeAlias = "float | Iterable[float] | Tensor"
 Shape: TypeAlias = "int | Iterable[int]"
+Coordinates: TypeAlias = "Tensor | Grid | Sequence[Tensor | Grid]"
+
+
+class Where(NamedTuple):
+    """Where tokens are, in the words of :meth:`RoSE.RotarySpatialEmbedding.forward`, which describes them."""
+
+    spacing: Any = None
+    grid_shape: Shape | None = None
+    coordinates: Coordinates | None = None
+    num_prefix_tokens: int = 0
+
+    @property
+    def is_said(self) -> bool:
+        """Whether there is a position at all."""
+        return self.spacing is not None or self.grid_shape is not None or self.coordinates is not None
+
+
+def where_of_keys(q: Where, k: Where, k_num_prefix_tokens: int | None) -> Where:
+    """What holds for keys, where it is said with ``k_`` arguments; ``q`` itself where nothing differs.
+
+    ``k_spacing`` alone means q's grid shape at another spacing, ``k_grid_shape`` alone another shape at q's spacing;
+    ``k_coordinates`` stands for itself.
+    """
+    prefix = q.num_prefix_tokens if k_num_prefix_tokens is None else k_num_prefix_tokens
+    if not k.is_said:
+        return q if prefix == q.num_prefix_tokens else q._replace(num_prefix_tokens=prefix)
+    if k.coordinates is not None:
+        return k._replace(num_prefix_tokens=prefix)
+    return Where(
+        q.spacing if k.spacing is None else k.spacing,
+        q.grid_shape if k.grid_shape is None else k.grid_shape,
+        None,
+        prefix,
+    )
+
+
+def resolve(
+    where: Where,
+    tokens: int,
+    spatial_dims: int,
+    *,
+    transform: nn.Module | None = None,
+    freqs: Tensor | None = None,
+    watch: AliasingWatch | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Coordinates of tokens that have a position.
+
+    Args:
+        where: What the caller said.
+        tokens: How many tokens have a position.
+        spatial_dims: Axes of a position.
+        transform: Changes spacings (see :mod:`RoSE.transforms`).
+        freqs: Wave vectors that will turn the tokens.
+        watch: Looks at the grids with ``freqs``.
+        device: Where to make the coordinates of a grid.
+
+    Returns:
+        ``(tokens, spatial_dims)``, or ``(batch, tokens, spatial_dims)`` if anything was given per sample.
+
+    Raises:
+        TypeError: Arguments of the wrong type.
+        ValueError: Arguments that are incomplete, say something twice, or do not fit.
+    """
+    spacing, grid_shape, coordinates, _ = where
+    if isinstance(coordinates, (list, tuple)):
+        return _one_behind_the_other(
+            where, coordinates, tokens, spatial_dims, transform=transform, freqs=freqs, watch=watch, device=device
+        )
+    if coordinates is None or isinstance(coordinates, Grid):
+        names = ("spacing", "grid_shape", "coordinates")
+        grid = as_grid(spatial_dims, tokens, spacing, grid_shape, coordinates, names=names)
+        if watch is not None and freqs is not None:
+            watch.look(freqs, grid)
+        points, steps = grid.coordinates(device=device), grid.spacing
+    else:
+        points = require_coordinates(coordinates, spatial_dims, tokens)
+        if grid_shape is not None or (spacing is None) != (transform is None):
+            raise ValueError(
+                "coordinates must stand alone, except that a module with a spacing_transform needs the spacing they "
+                f"were sampled at; got grid_shape={grid_shape!r}, spacing={spacing!r}, spacing_transform={transform}"
+            )
+        if spacing is None:
+            return points
+        steps = require_per_axis("spacing", spacing, spatial_dims, positive=True)
+    if transform is None:
+        return points
+    factor: Tensor = transform(spacing_tensor(steps, points.device))
+    return points * factor.unsqueeze(-2)
+
+
+def _one_behind_the_other(where: Where, pieces: Sequence[Any], tokens: int, spatial_dims: int, **more: Any) -> Tensor:
+    """Coordinates of several grids or sets of points in the order of their tokens."""
+    if where.grid_shape is not None:
+        raise ValueError(f"grid_shape must be left out beside a list of coordinates; got {where.grid_shape!r}")
+    spacings = where.spacing if where.spacing is not None else [None] * len(pieces)
+    if not isinstance(spacings, (list, tuple)) or len(spacings) != len(pieces):
+        raise ValueError(
+            f"spacing must be a list with one entry for each of the {len(pieces)} coordinates; got {spacings!r}"
+        )
+    placed = []
+    for index, (piece, spacing) in enumerate(zip(pieces, spacings, strict=True)):
+        if not isinstance(piece, (Tensor, Grid)) or (isinstance(piece, Tensor) and piece.dim() < 2):
+            raise TypeError(f"coordinates[{index}] must be a RoSE.Grid or a tensor of positions; got {piece!r}")
+        count = piece.size if isinstance(piece, Grid) else piece.shape[-2]
+        placed.append(resolve(Where(spacing, None, piece), count, spatial_dims, **more))
+    count = sum(points.shape[-2] for points in placed)
+    if count != tokens:
+        raise ValueError(f"coordinates must hold one position for each of the {tokens} tokens; got {count}")
+    batches = [points.shape[0] for points in placed if points.dim() == 3]
+    if batches:
+        placed = [require_batch(points, batches[0]).expand(batches[0], -1, -1) for points in placed]
+    return torch.cat(placed, dim=-2)
 
 
 def as_grid(
@@ -58,8 +181,8 @@ def as_grid(
                 raise ValueError(f"{shape_name} must be given for {spatial_dims}-D tokens; got None")
             grid_shape = (tokens,)
         shape = require_shape(shape_name, grid_shape, spatial_dims)
-        per_axis = require_per_axis(spacing_name, 1.0 if spacing is None else spacing, spatial_dims, positive=True)
-        grid = Grid(shape, per_axis)
+        steps = require_per_axis(spacing_name, 1.0 if spacing is None else spacing, spatial_dims, positive=True)
+        grid = Grid.derived(shape, steps, (0.0,) * spatial_dims)
     if grid.size != tokens:
         raise ValueError(
             f"{shape_name} must have one point for each of the {tokens} tokens; "
@@ -68,31 +191,51 @@ def as_grid(
     return grid
 
 
-def require_coordinates(coordinates: Tensor, spatial_dims: int, tokens: int) -> Tensor:
+def require_coordinates(coordinates: Any, spatial_dims: int, tokens: int) -> Tensor:
     """Return coordinates if they hold one finite position per token."""
-    require_floating("coordinates", coordinates)
-    shape = tuple(coordinates.shape)
-    if coordinates.dim() not in (2, 3) or shape[-2:] != (tokens, spatial_dims):
+    points = require_floating("coordinates", coordinates)
+    shape = tuple(points.shape)
+    if points.dim() not in (2, 3) or shape[-2:] != (tokens, spatial_dims):
         raise ValueError(
             f"coordinates must have shape ({tokens}, {spatial_dims}) or (batch, {tokens}, {spatial_dims}): "
             f"tokens without the prefix, then spatial_dims; got {shape}"
         )
     # On an accelerator, reading the values would stall its queue at every call.
-    readable = coordinates.device.type == "cpu" and values_are_readable(coordinates)
-    if readable and not bool(coordinates.isfinite().all()):
+    readable = points.device.type == "cpu" and values_are_readable(points)
+    if readable and not bool(points.isfinite().all()):
         raise ValueError("coordinates must be finite; got NaN or infinite values")
-    return coordinates
+    return points
 
 
 def require_batch(positions: Tensor, batch: int) -> Tensor:
-    """Return positions if their batch size, when they have one, is 1 or the features'."""
-    # Not `in (1, batch)`: while compiling with dynamic sizes, membership is not decided by equality.
-    if positions.dim() == 3 and positions.shape[0] != 1 and positions.shape[0] != batch:
+    """Return positions if their batch size, when they have one, is the features'."""
+    if positions.dim() == 3 and positions.shape[0] != batch:
         raise ValueError(
             f"positions given per sample (spacing, origin or coordinates) must have the batch size {batch}; "
             f"got {positions.shape[0]}"
         )
     return positions
+
+
+def valid_tokens(name: str, valid: Tensor, where: Where, batch: int, tokens: int) -> Tensor:
+    """Which of all tokens are real, ``(batch, tokens)``; prefix tokens are, unless the caller speaks of them too.
+
+    Args:
+        name: What the caller calls it.
+        valid: ``(batch, *grid)`` or ``(batch, tokens)``, without the prefix tokens or with them.
+        where: Where the tokens are.
+        batch: Samples.
+        tokens: All tokens, the prefix included.
+    """
+    prefix = require_int("num_prefix_tokens", where.num_prefix_tokens, minimum=0)
+    if isinstance(valid, Tensor) and valid.dim() == 2 and valid.shape[1] == tokens:
+        return require_valid(valid, batch, (tokens,), name=name)
+    shape: tuple[int, ...] = (tokens - prefix,)
+    if isinstance(where.coordinates, Grid):
+        shape = where.coordinates.shape
+    elif where.grid_shape is not None:
+        shape = require_shape("grid_shape", where.grid_shape)
+    return F.pad(require_valid(valid, batch, shape, name=name), (prefix, 0), value=True)
 
 
 def spacing_tensor(spacing: tuple[float, ...] | Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The rotation itself: two ways to compute the same thing.
+"""The rotation itself in torch's own operations: two ways to compute the same thing.
 
 *In place of the result* (eager tensors): the products are formed inside the one output tensor, so nothing of
 x's size is allocated besides it, in either direction: the gradient for x is the inverse rotation, the
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .validation import require_floating
 
 # Where scratch space is needed, x is walked in this many pieces: enough that a few of them are small beside x, few
 # enough that starting operations costs nothing beside doing them (threads meet at the end of every one).
@@ -47,6 +49,28 @@ def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     joined = torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
     joined = joined.to(x.dtype)
     return torch.cat((joined, rest), dim=-1) if rest.shape[-1] else joined
+
+
+def require_angle_shape(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Check that cosines and sines are there for at most all pairs of channels, and broadcast to the rest of x."""
+    require_floating("x", x)
+    require_floating("cos", cos)
+    require_floating("sin", sin)
+    if cos.shape != sin.shape:
+        raise ValueError(f"cos and sin must have one shape; got {tuple(cos.shape)} and {tuple(sin.shape)}")
+    if x.dim() == 0 or cos.dim() == 0 or 2 * cos.shape[-1] > x.shape[-1]:
+        raise ValueError(
+            "cos needs one plane (its last dimension) for every two channels rotated, at most half of x's "
+            f"channels; got cos {tuple(cos.shape)} for x {tuple(x.shape)}"
+        )
+    lead, wanted = cos.shape[:-1], x.shape[:-1]
+    fits = len(lead) <= len(wanted) and all(
+        a == 1 or a == b for a, b in zip(lead, wanted[len(wanted) - len(lead) :], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"cos must broadcast to x's leading dimensions {tuple(wanted)}; got {tuple(lead)} before planes"
+        )
 
 
 class Rotation(torch.autograd.Function):
@@ -91,7 +115,7 @@ class Rotation(torch.autograd.Function):
         if not ctx.angles_need_grad:
             return grad_x, None, None, None
         # With create_graph the reduction must itself be differentiable, which writing into buffers is not.
-        reduce = _reduce_plain if torch.is_grad_enabled() else _reduce_blocks
+        reduce = reduce_plain if torch.is_grad_enabled() else _reduce_blocks
         grad_cos, grad_sin = reduce(grad, x, cos, ctx.interleaved)
         return grad_x, grad_cos, grad_sin, None
 
@@ -138,7 +162,7 @@ def _turn_real(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None
     torch.mul(first, sin, out=out_second).addcmul_(second, cos)
 
 
-def _reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+def reduce_plain(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Gradients of cos and sin: ``grad * conj(x)``, summed over the dimensions cos was broadcast along."""
     dtype = work_dtype(x, cos)
     a, b = _pair_views(x, cos.shape[-1], interleaved)
@@ -155,7 +179,7 @@ def _reduce_blocks(grad: Tensor, x: Tensor, cos: Tensor, interleaved: bool) -> t
     grad_cos = torch.zeros(cos.shape, dtype=dtype, device=x.device)
     grad_sin = torch.zeros_like(grad_cos)
     for x_piece, g_piece, c_piece, cos_out, sin_out in _pieces(x, grad, cos, grad_cos, grad_sin):
-        part_cos, part_sin = _reduce_plain(g_piece, x_piece, c_piece.to(dtype), interleaved)
+        part_cos, part_sin = reduce_plain(g_piece, x_piece, c_piece.to(dtype), interleaved)
         cos_out += part_cos
         sin_out += part_sin
     return grad_cos.to(cos.dtype), grad_sin.to(cos.dtype)

@@ -23,14 +23,21 @@ class PowerSpacing(nn.Module):
     Args:
         reference_spacing: The spacing of every axis that ``gain`` alone acts on, physical units.
         device: Where to put the parameters.
+        dtype: Of the parameters.
     """
 
-    def __init__(self, reference_spacing: tuple[float, ...], device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        reference_spacing: tuple[float, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.reference_spacing = reference_spacing
-        self.log_gain = nn.Parameter(torch.zeros(len(reference_spacing), device=device, dtype=torch.float32))
-        self.log_exponent = nn.Parameter(torch.zeros(len(reference_spacing), device=device, dtype=torch.float32))
+        self.log_gain = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
+        self.log_exponent = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
+        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -55,14 +62,21 @@ class LogSpacing(nn.Module):
     Args:
         reference_spacing: The spacing of every axis that ``gain`` alone acts on, physical units.
         device: Where to put the parameters.
+        dtype: Of the parameters.
     """
 
-    def __init__(self, reference_spacing: tuple[float, ...], device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        reference_spacing: tuple[float, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.reference_spacing = reference_spacing
-        self.log_gain = nn.Parameter(torch.zeros(len(reference_spacing), device=device, dtype=torch.float32))
-        self.log_knee = nn.Parameter(torch.zeros(len(reference_spacing), device=device, dtype=torch.float32))
+        self.log_gain = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
+        self.log_knee = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
+        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -79,9 +93,12 @@ class LogSpacing(nn.Module):
 
 
 def make_spacing_transform(
-    form: str | None, reference_spacing: tuple[float, ...], device: torch.device | str | None
+    form: str | None,
+    reference_spacing: tuple[float, ...],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PowerSpacing | LogSpacing | None:
     """The transform of a given name; None and ``"identity"`` leave spacings as they are."""
     if form == "power":
-        return PowerSpacing(reference_spacing, device)
-    return LogSpacing(reference_spacing, device) if form == "log" else None
+        return PowerSpacing(reference_spacing, device, dtype)
+    return LogSpacing(reference_spacing, device, dtype) if form == "log" else None

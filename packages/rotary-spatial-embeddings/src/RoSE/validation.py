@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-LAYOUTS = ("bnd", "bnhd", "bhnd")
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 T = TypeVar("T")

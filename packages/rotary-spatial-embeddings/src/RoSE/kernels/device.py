@@ -95,132 +95,67 @@ def store_pairs(
 
 
 @triton.jit
+def program(heads, batches, BLOCK_N: tl.constexpr):
+    """Head, sample and tokens of a program. All are counted on one axis of the grid: the others end at 65,535."""
+    number = tl.program_id(0)
+    head = number % heads
+    batch = number // heads % batches
+    block = number // heads // batches
+    return head, batch, block, block * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def turn(
+    x, out, x_strides, out_strides, c, s, batch, head, token, exists, plane,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Turn the pairs of one tensor."""
+    base = base_of(x, batch, head, x_strides)
+    a, b = load_pairs(base, token, exists, plane, x_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
+    out_base = base_of(out, batch, head, out_strides)
+    store_pairs(
+        out_base, token, exists, plane, out_strides, a * c - b * s, a * s + b * c, CHANNELS, PLANES, INTERLEAVED, WIDE
+    )
+
+
+@triton.jit(do_not_specialize=["heads", "batches", "tokens", "rotary_heads", "prefix"])
 def rotate_forward(
-    q,
-    k,
-    q_out,
-    k_out,
-    cos,
-    sin,
-    coordinates,
-    freqs,
-    q_strides,
-    k_strides,
-    q_out_strides,
-    k_out_strides,
-    cos_strides,
-    sin_strides,
-    coordinates_strides,
-    freqs_strides,
-    heads,
-    tokens,
-    rotary_heads,
-    prefix,
-    CHANNELS: tl.constexpr,
-    PLANES: tl.constexpr,
-    AXES: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    q, k, q_out, k_out, cos, sin, coordinates, freqs,
+    q_strides, k_strides, q_out_strides, k_out_strides, cos_strides, sin_strides, coordinates_strides, freqs_strides,
+    heads, batches, tokens, rotary_heads, prefix,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Turn q, and k if there is one, by the same angles."""
-    head = tl.program_id(0) % heads
-    batch = tl.program_id(1)
-    token = tl.program_id(0) // heads * BLOCK_N + tl.arange(0, BLOCK_N)
+    head, batch, _, token = program(heads, batches, BLOCK_N)
     exists = token < tokens
     plane = tl.arange(0, BLOCK_P)
     c, s = rotation(
-        cos,
-        sin,
-        coordinates,
-        freqs,
-        cos_strides,
-        sin_strides,
-        coordinates_strides,
-        freqs_strides,
-        batch,
-        head,
-        token,
-        exists,
-        plane,
-        rotary_heads,
-        prefix,
-        AXES,
-        PLANES,
-        WIDE,
-    )
-    q_base = base_of(q, batch, head, q_strides)
-    a, b = load_pairs(q_base, token, exists, plane, q_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
-    q_out_base = base_of(q_out, batch, head, q_out_strides)
-    store_pairs(
-        q_out_base,
-        token,
-        exists,
-        plane,
-        q_out_strides,
-        a * c - b * s,
-        a * s + b * c,
-        CHANNELS,
-        PLANES,
-        INTERLEAVED,
-        WIDE,
-    )
+        cos, sin, coordinates, freqs, cos_strides, sin_strides, coordinates_strides, freqs_strides,
+        batch, head, token, exists, plane, rotary_heads, prefix, AXES, PLANES, WIDE,
+    )  # fmt: skip
+    turn(
+        q, q_out, q_strides, q_out_strides, c, s, batch, head, token, exists, plane,
+        CHANNELS, PLANES, INTERLEAVED, WIDE,
+    )  # fmt: skip
     if k is not None:
-        k_base = base_of(k, batch, head, k_strides)
-        a, b = load_pairs(k_base, token, exists, plane, k_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
-        k_out_base = base_of(k_out, batch, head, k_out_strides)
-        store_pairs(
-            k_out_base,
-            token,
-            exists,
-            plane,
-            k_out_strides,
-            a * c - b * s,
-            a * s + b * c,
-            CHANNELS,
-            PLANES,
-            INTERLEAVED,
-            WIDE,
-        )
+        turn(
+            k, k_out, k_strides, k_out_strides, c, s, batch, head, token, exists, plane,
+            CHANNELS, PLANES, INTERLEAVED, WIDE,
+        )  # fmt: skip
 
 
 @triton.jit
 def turn_back(
-    x,
-    grad,
-    dx,
-    x_strides,
-    grad_strides,
-    dx_strides,
-    c,
-    s,
-    batch,
-    head,
-    token,
-    exists,
-    plane,
-    CHANNELS: tl.constexpr,
-    PLANES: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, grad, dx, x_strides, grad_strides, dx_strides, c, s, batch, head, token, exists, plane,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Store the gradient of x; with x also the sums <g, x> and <g, i x> of every pair, which the angles need."""
     grad_base = base_of(grad, batch, head, grad_strides)
     g, h = load_pairs(grad_base, token, exists, plane, grad_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
     dx_base = base_of(dx, batch, head, dx_strides)
     store_pairs(
-        dx_base,
-        token,
-        exists,
-        plane,
-        dx_strides,
-        g * c + h * s,
-        h * c - g * s,
-        CHANNELS,
-        PLANES,
-        INTERLEAVED,
-        WIDE,
+        dx_base, token, exists, plane, dx_strides, g * c + h * s, h * c - g * s, CHANNELS, PLANES, INTERLEAVED, WIDE
     )
     if x is not None:
         x_base = base_of(x, batch, head, x_strides)
@@ -231,135 +166,86 @@ def turn_back(
 
 
 @triton.jit
+def store_given_angles(
+    dcos, dsin, strides, real, imaginary, batch, head, token, exists, plane, PLANES: tl.constexpr
+):  # fmt: skip
+    """Store the gradients of given cosines and sines."""
+    mask = exists[:, None] & (plane < PLANES)[None, :]
+    offsets = token[:, None].to(tl.int64) * strides[2] + plane[None, :]
+    tl.store(base_of(dcos, batch, head, strides) + offsets, real, mask=mask)
+    tl.store(base_of(dsin, batch, head, strides) + offsets, imaginary, mask=mask)
+
+
+@triton.jit
+def store_waves(
+    dfreqs, strides, dangle, coordinates, coordinates_strides, batch, head, block, token, exists, plane,
+    rotary_heads, prefix, AXES: tl.constexpr, PLANES: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Store this block's share of the gradient of the wave vectors."""
+    pointers = dfreqs + batch.to(tl.int64) * strides[0] + block.to(tl.int64) * strides[1]
+    pointers += head * strides[2] + plane * strides[3]
+    rotates = plane < tl.where(head < rotary_heads, PLANES, 0)
+    for axis in tl.static_range(AXES):
+        p, _ = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
+        tl.store(pointers + axis, tl.sum(dangle * p[:, None], 0), mask=rotates)
+
+
+@triton.jit
+def store_positions(
+    dcoordinates, strides, dangle, freqs, freqs_strides, batch, head, token, exists, plane,
+    rotary_heads, prefix, AXES: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """Store this head's share of the gradient of the coordinates."""
+    rows = (token - prefix).to(tl.int64) * strides[2]
+    pointers = base_of(dcoordinates, batch, head, strides) + rows
+    for axis in tl.static_range(AXES):
+        w, _ = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
+        tl.store(pointers + axis, tl.sum(dangle * w[None, :], 1), mask=exists & (token >= prefix))
+
+
+@triton.jit(do_not_specialize=["heads", "batches", "tokens", "rotary_heads", "prefix"])
 def rotate_backward(
-    q,
-    k,
-    grad_q,
-    grad_k,
-    dq,
-    dk,
-    cos,
-    sin,
-    coordinates,
-    freqs,
-    dcos,
-    dsin,
-    dcoordinates,
-    dfreqs,
-    q_strides,
-    k_strides,
-    grad_q_strides,
-    grad_k_strides,
-    dq_strides,
-    dk_strides,
-    cos_strides,
-    sin_strides,
-    coordinates_strides,
-    freqs_strides,
-    dcos_strides,
-    dcoordinates_strides,
-    dfreqs_strides,
-    heads,
-    tokens,
-    rotary_heads,
-    prefix,
-    CHANNELS: tl.constexpr,
-    PLANES: tl.constexpr,
-    AXES: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    q, k, grad_q, grad_k, dq, dk, cos, sin, coordinates, freqs, dcos, dsin, dcoordinates, dfreqs,
+    q_strides, k_strides, grad_q_strides, grad_k_strides, dq_strides, dk_strides, cos_strides, sin_strides,
+    coordinates_strides, freqs_strides, dcos_strides, dcoordinates_strides, dfreqs_strides,
+    heads, batches, tokens, rotary_heads, prefix,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Gradients of q and k, and of whatever the angles came from.
 
     Wave vectors are shared by tokens and coordinates by heads: every program stores its own share, and the shares
     are summed afterwards, so the result does not depend on the order of programs.
     """
-    head = tl.program_id(0) % heads
-    block = tl.program_id(0) // heads
-    batch = tl.program_id(1)
-    token = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    head, batch, block, token = program(heads, batches, BLOCK_N)
     exists = token < tokens
     plane = tl.arange(0, BLOCK_P)
     c, s = rotation(
-        cos,
-        sin,
-        coordinates,
-        freqs,
-        cos_strides,
-        sin_strides,
-        coordinates_strides,
-        freqs_strides,
-        batch,
-        head,
-        token,
-        exists,
-        plane,
-        rotary_heads,
-        prefix,
-        AXES,
-        PLANES,
-        WIDE,
-    )
+        cos, sin, coordinates, freqs, cos_strides, sin_strides, coordinates_strides, freqs_strides,
+        batch, head, token, exists, plane, rotary_heads, prefix, AXES, PLANES, WIDE,
+    )  # fmt: skip
     real, imaginary = turn_back(
-        q,
-        grad_q,
-        dq,
-        q_strides,
-        grad_q_strides,
-        dq_strides,
-        c,
-        s,
-        batch,
-        head,
-        token,
-        exists,
-        plane,
-        CHANNELS,
-        PLANES,
-        INTERLEAVED,
-        WIDE,
-    )
+        q, grad_q, dq, q_strides, grad_q_strides, dq_strides, c, s, batch, head, token, exists, plane,
+        CHANNELS, PLANES, INTERLEAVED, WIDE,
+    )  # fmt: skip
     if grad_k is not None:
         k_real, k_imaginary = turn_back(
-            k,
-            grad_k,
-            dk,
-            k_strides,
-            grad_k_strides,
-            dk_strides,
-            c,
-            s,
-            batch,
-            head,
-            token,
-            exists,
-            plane,
-            CHANNELS,
-            PLANES,
-            INTERLEAVED,
-            WIDE,
-        )
+            k, grad_k, dk, k_strides, grad_k_strides, dk_strides, c, s, batch, head, token, exists, plane,
+            CHANNELS, PLANES, INTERLEAVED, WIDE,
+        )  # fmt: skip
         real += k_real
         imaginary += k_imaginary
     if dcos is not None:
-        mask = exists[:, None] & (plane < PLANES)[None, :]
-        offsets = token[:, None].to(tl.int64) * dcos_strides[2] + plane[None, :]
-        tl.store(base_of(dcos, batch, head, dcos_strides) + offsets, real, mask=mask)
-        tl.store(base_of(dsin, batch, head, dcos_strides) + offsets, imaginary, mask=mask)
+        store_given_angles(dcos, dsin, dcos_strides, real, imaginary, batch, head, token, exists, plane, PLANES)
     # The angle's derivative is <g, i R x>, with R = c + i s.
     dangle = imaginary * c - real * s
     if dfreqs is not None:
-        pointers = dfreqs + batch.to(tl.int64) * dfreqs_strides[0] + block.to(tl.int64) * dfreqs_strides[1]
-        pointers += head * dfreqs_strides[2] + plane * dfreqs_strides[3]
-        rotates = plane < tl.where(head < rotary_heads, PLANES, 0)
-        for axis in tl.static_range(AXES):
-            p, _ = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
-            tl.store(pointers + axis, tl.sum(dangle * p[:, None], 0), mask=rotates)
+        store_waves(
+            dfreqs, dfreqs_strides, dangle, coordinates, coordinates_strides, batch, head, block, token, exists, plane,
+            rotary_heads, prefix, AXES, PLANES, WIDE,
+        )  # fmt: skip
     if dcoordinates is not None:
-        rows = (token - prefix).to(tl.int64) * dcoordinates_strides[2]
-        pointers = base_of(dcoordinates, batch, head, dcoordinates_strides) + rows
-        for axis in tl.static_range(AXES):
-            w, _ = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
-            tl.store(pointers + axis, tl.sum(dangle * w[None, :], 1), mask=exists & (token >= prefix))
+        store_positions(
+            dcoordinates, dcoordinates_strides, dangle, freqs, freqs_strides, batch, head, token, exists, plane,
+            rotary_heads, prefix, AXES, PLANES,
+        )  # fmt: skip

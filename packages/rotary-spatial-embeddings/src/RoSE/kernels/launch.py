@@ -82,13 +82,16 @@ def _launch(
         for name in kernel.arg_names
         if name.endswith("_strides")
     }
+    if like.numel() == 0:
+        return
     block = block_of_tokens(channels)
     # Triton launches on the current device, wherever the operands are.
     with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-        kernel[heads * triton.cdiv(tokens, block), batch](
+        kernel[(heads * batch * triton.cdiv(tokens, block),)](
             **operands,
             **strides,
             heads=heads,
+            batches=batch,
             tokens=tokens,
             CHANNELS=channels,
             BLOCK_N=block,

@@ -1,148 +1,19 @@
-"""The kernels as operators of torch: checks, shapes for tracing, gradients."""
+"""The kernels as operators of torch: shapes for tracing, and gradients.
+
+First gradients come from a kernel. Where somebody will differentiate them again (``create_graph=True``) they come from
+the plain form instead, through which autograd sees.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_CHANNELS = 512
-
-# Compute capability of the oldest GPUs that work in bfloat16.
-OLDEST_GPU = (8, 0)
-
-_INSTALLED = importlib.util.find_spec("triton") is not None
-# Triton decides this when a kernel is defined, so it must not change once kernels have been imported.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-def refusals(device: torch.device, dtype: torch.dtype, channels: int) -> list[str]:
-    """Reasons why the kernels cannot turn features; empty where they can.
-
-    Args:
-        device: of all operands.
-        dtype: of the features.
-        channels: of a head.
-    """
-    reasons = []
-    if not _INSTALLED:
-        reasons.append("triton is not installed")
-    if device.type not in (("cpu", "cuda") if _INTERPRETED else ("cuda",)):
-        reasons.append(
-            f"the kernels need tensors on cuda (or TRITON_INTERPRET=1 for tests on a cpu); got {device.type}"
-        )
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        oldest = ".".join(map(str, OLDEST_GPU))
-        reasons.append(f"the kernels need a GPU of compute capability {oldest} or newer")
-    if dtype not in DTYPES:
-        reasons.append(f"the kernels take float32, bfloat16 and float16; got {dtype}")
-    if channels > MOST_CHANNELS:
-        reasons.append(f"the kernels take heads of up to {MOST_CHANNELS} channels; got {channels}")
-    return reasons
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, in_place: bool = False) -> Tensor:
-    """:func:`RoSE.functional.rotate` in one kernel.
-
-    Args:
-        x: ``(..., channels)`` of two to four dimensions, strided in any way.
-        cos: Cosines, of a shape that broadcasts to ``(*x.shape[:-1], planes)``.
-        sin: Sines, of the same shape.
-        interleaved: Layout of the pairs.
-        in_place: Overwrite x and return it; not differentiable.
-
-    Raises:
-        ValueError: The kernels cannot serve (every reason is listed), the shapes do not broadcast, or ``in_place``
-            is asked for where a gradient is.
-    """
-    _require_served(x)
-    if not 2 <= x.dim() <= 4 or cos.shape != sin.shape or 2 * cos.shape[-1] > x.shape[-1]:
-        raise ValueError(
-            "x must have 2 to 4 dimensions, cos and sin one shape, and at most half of x's channels as planes; "
-            f"got x {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}"
-        )
-    if in_place:
-        _require_no_gradient(x, cos, sin)
-        _rotate_(x, cos, sin, interleaved)
-        return x
-    out: Tensor = _rotate(x, cos, sin, interleaved)
-    return out
-
-
-def rotate_positions(
-    q: Tensor,
-    k: Tensor | None,
-    coordinates: Tensor,
-    freqs: Tensor,
-    *,
-    num_prefix_tokens: int = 0,
-    interleaved: bool = True,
-    in_place: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Turn q and k by the angles ``<p, w>``, which never leave the registers.
-
-    Angles are computed in float32 parts that lose nothing: positions of 1e5 units cost no accuracy, and those of
-    float64 are read in full.
-
-    Args:
-        q: ``(batch, heads, tokens, channels)``, strided in any way (``x.transpose(1, 2)`` for token-major features).
-        k: The same shape, or None.
-        coordinates: ``(tokens, axes)`` or ``(batch, tokens, axes)``, without the prefix tokens.
-        freqs: ``(rotary heads, planes, axes)``; further heads and channels stay as they are.
-        num_prefix_tokens: Leading tokens that have no position and stay as they are.
-        interleaved: Layout of the pairs.
-        in_place: Overwrite q and k and return them; not differentiable.
-
-    Returns:
-        The turned q and k, each of its own dtype. Differentiable in q, k, coordinates and freqs.
-
-    Raises:
-        ValueError: The kernels cannot serve (every reason is listed), shapes disagree, or ``in_place`` is asked for
-            where a gradient is.
-    """
-    for x in (q,) if k is None else (q, k):
-        _require_served(x)
-    batch, heads, tokens, channels = q.shape if q.dim() == 4 else (0, 0, 0, 0)
-    fits = (
-        q.dim() == 4
-        and (k is None or k.shape == q.shape)
-        and freqs.dim() == 3
-        and freqs.shape[0] <= heads
-        and 2 * freqs.shape[1] <= channels
-        and coordinates.shape[-2:] == (tokens - num_prefix_tokens, freqs.shape[2])
-        and (coordinates.dim() == 2 or (coordinates.dim() == 3 and coordinates.shape[0] in (1, batch)))
-    )
-    if not fits:
-        raise ValueError(
-            "q and k must be (batch, heads, tokens, channels), coordinates ([batch,] tokens - num_prefix_tokens, "
-            "axes) and freqs (at most heads, at most channels/2, axes); got "
-            f"q {tuple(q.shape)}, k {None if k is None else tuple(k.shape)}, coordinates {tuple(coordinates.shape)}, "
-            f"freqs {tuple(freqs.shape)}, num_prefix_tokens={num_prefix_tokens}"
-        )
-    positions = coordinates if coordinates.dim() == 3 else coordinates.unsqueeze(0)
-    positions = positions.expand(batch, -1, -1)
-    if in_place:
-        _require_no_gradient(q, q if k is None else k, coordinates, freqs)
-        _rotate_positions_(q, k, positions, freqs, num_prefix_tokens, interleaved)
-        return q, k
-    q_out, k_out = _rotate_positions(q, k, positions, freqs, num_prefix_tokens, interleaved)
-    return q_out, None if k is None else k_out
-
-
-def _require_served(x: Tensor) -> None:
-    reasons = refusals(x.device, x.dtype, x.shape[-1])
-    if reasons:
-        raise ValueError("the kernels cannot serve this call:" + "".join(f"\n  - {reason}" for reason in reasons))
-
-
-def _require_no_gradient(*tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        raise ValueError("in_place overwrites what a gradient would need; call it under torch.no_grad()")
+from ..rotation import reduce_plain, rotate_plain
+from .plain import rotate_by_positions
 
 
 def _launch() -> ModuleType:
@@ -166,19 +37,21 @@ _OP = "rotary_spatial_embeddings::"
 
 
 @torch.library.custom_op(_OP + "rotate", mutates_args=())
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn x, four-dimensional at most, by given cosines and sines."""
     out = torch.empty_like(x)
     _launch().rotate(_four(x), None, _four(out), None, _given(x, cos, sin), interleaved)
     return out
 
 
 @torch.library.custom_op(_OP + "rotate_", mutates_args=("x",))
-def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    """The same in place."""
     _launch().rotate(_four(x), None, _four(x), None, _given(x, cos, sin), interleaved)
 
 
 @torch.library.custom_op(_OP + "rotate_backward", mutates_args=())
-def _rotate_backward(
+def rotate_backward(
     x: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (x, cos, sin); the latter two empty without x."""
@@ -202,9 +75,10 @@ def _rotate_backward(
 
 
 @torch.library.custom_op(_OP + "rotate_positions", mutates_args=())
-def _rotate_positions(
+def rotate_positions(
     q: Tensor, k: Tensor | None, coordinates: Tensor, freqs: Tensor, prefix: int, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
+    """Turn q and k, (B, H, N, D), by coordinates (B, N - prefix, axes); an empty tensor stands for no k."""
     launch = _launch()
     q_out, k_out = torch.empty_like(q), q.new_empty(0) if k is None else torch.empty_like(k)
     angles = launch.computed(coordinates, freqs, prefix)
@@ -213,15 +87,16 @@ def _rotate_positions(
 
 
 @torch.library.custom_op(_OP + "rotate_positions_", mutates_args=("q", "k"))
-def _rotate_positions_(
+def rotate_positions_in_place(
     q: Tensor, k: Tensor | None, coordinates: Tensor, freqs: Tensor, prefix: int, interleaved: bool
 ) -> None:
+    """The same in place."""
     launch = _launch()
     launch.rotate(q, k, q, k, launch.computed(coordinates, freqs, prefix), interleaved)
 
 
 @torch.library.custom_op(_OP + "rotate_positions_backward", mutates_args=())
-def _rotate_positions_backward(
+def rotate_positions_backward(
     q: Tensor | None,
     k: Tensor | None,
     coordinates: Tensor,
@@ -264,32 +139,32 @@ def _angle_gradient(x: Tensor | None, cos: Tensor) -> Tensor:
     return torch.empty(*x.shape[:-1], cos.shape[-1], device=cos.device, dtype=torch.float32)
 
 
-@_rotate.register_fake
+@rotate.register_fake
 def _(x, cos, sin, interleaved):  # type: ignore[no-untyped-def]
     return torch.empty_like(x)
 
 
-@_rotate_.register_fake
+@rotate_in_place.register_fake
 def _(x, cos, sin, interleaved):  # type: ignore[no-untyped-def]
     return None
 
 
-@_rotate_backward.register_fake
+@rotate_backward.register_fake
 def _(x, cos, sin, interleaved, grad):  # type: ignore[no-untyped-def]
     return torch.empty_like(grad), _angle_gradient(x, cos), _angle_gradient(x, cos)
 
 
-@_rotate_positions.register_fake
+@rotate_positions.register_fake
 def _(q, k, *rest):  # type: ignore[no-untyped-def]
     return torch.empty_like(q), q.new_empty(0) if k is None else torch.empty_like(k)
 
 
-@_rotate_positions_.register_fake
+@rotate_positions_in_place.register_fake
 def _(q, k, *rest):  # type: ignore[no-untyped-def]
     return None
 
 
-@_rotate_positions_backward.register_fake
+@rotate_positions_backward.register_fake
 def _(q, k, coordinates, freqs, prefix, interleaved, grad_q, grad_k, needs_coordinates, needs_freqs):  # type: ignore[no-untyped-def]
     return (
         torch.empty_like(grad_q),
@@ -307,7 +182,10 @@ def _save_rotate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_rotate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, cos, sin = ctx.saved_tensors
-    dx, dcos, dsin = _rotate_backward(x, cos, sin, ctx.interleaved, grad)
+    if torch.is_grad_enabled():
+        dx = rotate_plain(grad, cos, -sin, ctx.interleaved)
+        return dx, *(reduce_plain(grad, x, cos, ctx.interleaved) if ctx.angles_need_grad else (None, None)), None
+    dx, dcos, dsin = rotate_backward(x, cos, sin, ctx.interleaved, grad)
     if not ctx.angles_need_grad:
         return dx, None, None, None
     return dx, dcos.sum_to_size(cos.shape).to(cos.dtype), dsin.sum_to_size(sin.shape).to(sin.dtype), None
@@ -323,16 +201,12 @@ def _save_positions(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 
 def _differentiate_positions(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
     q, k, coordinates, freqs = ctx.saved_tensors
-    dq, dk, dcoordinates, dfreqs = _rotate_positions_backward(
-        q,
-        k,
-        coordinates,
-        freqs,
-        ctx.prefix,
-        ctx.interleaved,
-        grad_q,
-        grad_k if ctx.with_k else None,
-        *ctx.needs,
+    grads = grad_q, grad_k if ctx.with_k else None
+    if torch.is_grad_enabled():
+        differentiate = _differentiate_plain_form if any(ctx.needs) else _turn_back_plainly
+        return *differentiate((q, k), coordinates, freqs, ctx.prefix, ctx.interleaved, grads), None, None
+    dq, dk, dcoordinates, dfreqs = rotate_positions_backward(
+        q, k, coordinates, freqs, ctx.prefix, ctx.interleaved, *grads, *ctx.needs
     )
     return (
         dq,
@@ -344,5 +218,33 @@ def _differentiate_positions(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[
     )
 
 
-_rotate.register_autograd(_differentiate_rotate, setup_context=_save_rotate)
-_rotate_positions.register_autograd(_differentiate_positions, setup_context=_save_positions)
+Pair = tuple[Tensor | None, Tensor | None]
+
+
+def _turn_back_plainly(
+    _: Pair, coordinates: Tensor, freqs: Tensor, prefix: int, interleaved: bool, grads: Pair
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (q, k, coordinates, freqs), differentiable, where the angles need none."""
+    back = (None if g is None else rotate_by_positions(g, coordinates, -freqs, prefix, interleaved) for g in grads)
+    return *back, None, None
+
+
+def _differentiate_plain_form(
+    features: Pair, coordinates: Tensor, freqs: Tensor, prefix: int, interleaved: bool, grads: Pair
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (q, k, coordinates, freqs), differentiable, where the angles need some.
+
+    They are partial derivatives: of aliases, behind which one operand may depend on another.
+    """
+    places, waves = coordinates.view_as(coordinates), freqs.view_as(freqs)
+    alias = [None if x is None else x.view_as(x) for x in features]
+    operands = (*alias, places, waves)
+    pairs = [(x, g) for x, g in zip(alias, grads, strict=True) if x is not None and g is not None]
+    turned = [rotate_by_positions(x, places, waves, prefix, interleaved) for x, _ in pairs]
+    wanted = [x for x in operands if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(turned, wanted, [g for _, g in pairs], create_graph=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in operands)
+
+
+rotate.register_autograd(_differentiate_rotate, setup_context=_save_rotate)
+rotate_positions.register_autograd(_differentiate_positions, setup_context=_save_positions)
