@@ -15,7 +15,8 @@ PACKAGE = "spatial_grouping_attention"
 ROOT = Path(spatial_grouping_attention.__file__).parent
 OPTIONAL = ("timm", "torchvision", "natten", "triton", "matplotlib", "skimage", "numba", "scipy")
 # Each layer of the package may import itself and what stands after it.
-ORDER = ("models", "layers", "output", "assignment", "functional", "kernels", "geometry", "validation", "__about__")
+ORDER = ("models", "layers", "output", "assignment", "functional", "backends", "geometry", "__about__")
+ENGINES = ("reference", "fused", "tiled", "triton", "natten", "deformable")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -39,22 +40,23 @@ def test_importing_brings_in_nothing_optional() -> None:
     assert not (ours - torchs) & set(OPTIONAL)
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Parts of the package that a module imports at its top level or inside of functions."""
+def imported_modules(path: Path) -> set[tuple[str, ...]]:
+    """Modules of the package that a module imports, at its top level or inside of functions, as parts of their names."""
     relative = path.relative_to(ROOT).with_suffix("").parts
-    parts = set()
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.ImportFrom):
+            if not node.level and (node.module or "").split(".")[0] != PACKAGE:
+                continue
             base = relative[: len(relative) - node.level] if node.level else ()
-            if node.level or (node.module or "").split(".")[0] == PACKAGE:
-                module = tuple((node.module or "").split(".")) if node.module else ()
-                module = (*base, *module) if node.level else module[1:]
-                names = [module] if module else [(alias.name,) for alias in node.names]
+            module = tuple((node.module or "").split(".")) if node.module else ()
+            module = (*base, *module) if node.level else module[1:]
+            # What is imported from a package may be a module of its.
+            found |= {(*module, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [tuple(alias.name.split("."))[1:] for alias in node.names if alias.name.split(".")[0] == PACKAGE]
-        parts |= {name[0] for name in names if name}
-    return parts
+            names = (tuple(alias.name.split(".")) for alias in node.names)
+            found |= {name[1:] for name in names if name[0] == PACKAGE}
+    return {name for name in found if name}
 
 
 SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] != "__init__.py"]
@@ -69,14 +71,50 @@ def test_imports_point_one_way(path: Path) -> None:
         assert part in {"plotting"}, f"{part} has no place in the order of imports"
     else:
         allowed = set(ORDER[ORDER.index(part) :])
-    assert imported_parts(path) <= allowed
+    assert {name[0] for name in imported_modules(path)} <= allowed
+
+
+def engines_named_by(path: Path) -> set[str]:
+    """Engines whose modules a module imports from."""
+    return {name[1] for name in imported_modules(path) if name[0] == "backends" and name[1:2] and name[1] in ENGINES}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_engines_are_reached_through_one_registry(path: Path) -> None:
+    """No engine imports another, and only the registry knows all of them; nobody else looks at the reference."""
+    part, *rest = path.relative_to(ROOT).with_suffix("").parts
+    own = {rest[0]} & set(ENGINES) if part == "backends" else set()
+    named = engines_named_by(path) - own
+    if (part, *rest) == ("backends", "engines"):
+        assert named == set(ENGINES) - {"deformable"}
+    elif (part, *rest) == ("backends", "selection"):
+        assert named == {"triton"}, "its self-check, before it is trusted"
+    elif part in ("layers", "assignment"):
+        # Deformable memberships have operators of their own, which are not a choice of backend.
+        assert named <= {"deformable"}
+    else:
+        assert not named
+
+
+def test_the_face_shows_operators_alone() -> None:
+    face = spatial_grouping_attention.functional
+    assert sorted(dir(face)) == sorted(face.__all__) == ["assign", "grouping_attention", "pool", "select"]
 
 
 def test_rotary_embeddings_stay_out_of_the_operators() -> None:
-    """The operators receive rotated tensors; only grids may come from RoSE below the layers."""
+    """The operators receive rotated tensors: below the layers, RoSE gives grids, checks of arguments and nothing else."""
+    allowed = {
+        "geometry": {"RoSE", "RoSE.grid", "RoSE.positions", "RoSE.validation"},
+        "backends": {"RoSE.validation", "RoSE.kernels.selfcheck"},
+        "functional": {"RoSE.validation"},
+        "assignment": {"RoSE.validation"},
+    }
     for path in SOURCES:
-        if path.relative_to(ROOT).parts[0] in ("functional", "kernels", "assignment"):
-            assert "RoSE" not in path.read_text(encoding="utf-8"), path
+        part = path.relative_to(ROOT).parts[0]
+        if part in allowed:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+            assert {m for m in modules if m and m.split(".")[0] == "RoSE"} <= allowed[part], path
 
 
 def test_version_and_typing_are_shipped() -> None:
