@@ -24,13 +24,12 @@ class RunningAverages:
 
     def add(self, chunk: Chunk, scores: Tensor, v: Tensor) -> None:
         """Add exp(scores) of a chunk (which is overwritten) times its values, and the masses."""
-        folded = chunk.fold(scores.amax(-2)[..., None], maximum=True).squeeze(-1)
-        before = chunk.rows(self.highest)
-        now = torch.maximum(before, folded)
-        chunk.rows(self.sums).mul_((before - now).exp_()[..., None])
-        before.copy_(now)
-        weights = scores.sub_(chunk.padded(self.highest)[..., None, :]).exp_()
-        chunk.collect(self.sums, torch.cat((weights.mT @ v, weights.sum(-2)[..., None]), -1))
+        highest, sums = self.highest[chunk.padded], self.sums[chunk.padded]
+        now = torch.maximum(highest, chunk.fold(scores.amax(-2)[..., None], maximum=True).squeeze(-1))
+        sums.mul_((highest - now).exp_()[..., None])
+        highest.copy_(now)
+        weights = scores.sub_(chunk.spread(highest)[..., None, :]).exp_()
+        sums.add_(chunk.fold(torch.cat((weights.mT @ v, weights.sum(-2)[..., None]), -1)))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(out, log_mass) of all groups; 0 and -inf where a group has no member."""

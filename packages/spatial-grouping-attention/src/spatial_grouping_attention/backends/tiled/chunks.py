@@ -66,6 +66,8 @@ class Chunk:
         """What the chunk is cut from, and where."""
         self.tiles, self.run, self.batch, self.heads = tiles, run, batch, heads
         self.tables = run.tables
+        self.padded = (batch, heads, run.padded_rows)
+        """What of padded sums (B, H, *padded_shape, C) the chunk's tiles touch."""
 
     def tokens(self, x: Tensor) -> Tensor:
         """Load (B, H, N_in, C) as (b, h, T, P, C); without C as (b, h, T, P)."""
@@ -106,15 +108,11 @@ class Chunk:
 
     def collect(self, sums: Tensor, tiles: Tensor) -> None:
         """Add (b, h, T, Q, C) to the padded sums (B, H, *padded_shape, C)."""
-        self.rows(sums).add_(self.fold(tiles))
+        sums[self.padded] += self.fold(tiles)
 
-    def rows(self, sums: Tensor) -> Tensor:
-        """The rows of padded sums that this chunk's tiles touch, as a view."""
-        return sums[self.batch, self.heads, self.run.padded_rows]
-
-    def padded(self, sums: Tensor) -> Tensor:
-        """Load padded (B, H, *padded_shape) as (b, h, T, Q)."""
-        flat = self.rows(sums).flatten(2).index_select(2, self.tables.padded_groups)
+    def spread(self, padded: Tensor) -> Tensor:
+        """The chunk's part (b, h, *padded rows) of padded numbers as (b, h, T, Q)."""
+        flat = padded.flatten(2).index_select(2, self.tables.padded_groups)
         return flat.unflatten(2, (-1, self.tiles.tiling.groups_per_tile))
 
     def fold(self, tiles: Tensor, *, maximum: bool = False) -> Tensor:
