@@ -6,6 +6,7 @@ import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import VARIANTS, make_layer, tokens
+from spatial_grouping_attention import WindowedSelfAttention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 
@@ -26,6 +27,29 @@ def test_a_compiled_layer_is_the_same_layer(variant: str) -> None:
         results.append((output.x_out, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)))
     for eager, traced in zip(*results, strict=True):
         assert_near(traced, eager, 1e-5)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "windowed self-attention"])
+def test_validity_is_in_the_graph(variant: str) -> None:
+    """One graph, whichever tokens are valid."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    windowed = variant not in VARIANTS
+    layer = WindowedSelfAttention(8, 2, 2, window=3) if windowed else make_layer(variant, iters=1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for seed in range(3):
+        x = tokens(SHAPE)
+        valid = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(seed)) < 0.7
+        x = x.masked_fill(~valid.flatten(1).unsqueeze(-1), torch.nan)
+        got, want = compiled(x, 1.0, SHAPE, valid=valid), layer(x, 1.0, SHAPE, valid=valid)
+        if windowed:
+            assert_near(got, want, 1e-5)
+            continue
+        assert_near(got.x_out, want.x_out, 1e-5)
+        assert torch.equal(got.valid, want.valid)
+        assert_near(got.assignment.upsample(got.x_out), want.assignment.upsample(want.x_out), 1e-5)
+    assert counter.frame_count == 1
 
 
 def test_spacings_in_tensors_do_not_recompile() -> None:
@@ -62,13 +86,17 @@ def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exported_layers_can_be_saved(variant: str) -> None:
     layer = make_layer(variant, iters=1)
-    program = torch.export.export(Fixed(layer), (tokens(SHAPE),))
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    output = torch.export.load(file).module()(tokens(SHAPE))
-    assert_near(output.x_out, layer(tokens(SHAPE), 1.0, SHAPE).x_out, 1e-5)
-    assert output.assignment.input_shape == SHAPE
+    valid = torch.ones(2, *SHAPE, dtype=torch.bool)
+    valid[0, :, 6:] = False
+    for real in (None, valid):
+        program = torch.export.export(Fixed(layer), (tokens(SHAPE), real))
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        output = torch.export.load(file).module()(tokens(SHAPE), real)
+        assert_near(output.x_out, layer(tokens(SHAPE), 1.0, SHAPE, valid=real).x_out, 1e-5)
+        assert output.assignment.input_shape == SHAPE
+        assert real is None or torch.equal(output.assignment.labels() < 0, ~real.flatten(1))
 
 
 class Fixed(torch.nn.Module):
@@ -76,8 +104,8 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: torch.Tensor) -> object:
-        return self.layer(x, 1.0, SHAPE)
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None) -> object:
+        return self.layer(x, 1.0, SHAPE, valid=valid)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,13 +2,17 @@
 
 import copy
 import dataclasses
+import inspect
+import io
 import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import VARIANTS, make_layer, tokens
-from spatial_grouping_attention import GroupingOutput
+from spatial_grouping_attention import GroupingOutput, SpatialGroupingAttention, WindowedSelfAttention, compose
 from torch.utils import _pytree as pytree
 
 EVERY_VARIANT = tuple(VARIANTS)
@@ -225,6 +229,140 @@ def test_layers_can_be_made_without_memory_and_loaded(variant: str) -> None:
         empty = VARIANTS[variant](8, 2, 3, 2, stride=2, iters=2, mlp_ratio=2)
     empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
     assert torch.equal(empty(tokens(SHAPE), 1.0, SHAPE).x_out, layer(tokens(SHAPE), 1.0, SHAPE).x_out)
+
+
+@pytest.mark.parametrize("variant", [*EVERY_VARIANT, "windowed self-attention"])
+def test_factory_keywords_meet_all_parameters_alike(variant: str) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        layer = full(variant, dtype=dtype)
+        for name, parameter in layer.named_parameters():
+            wanted = torch.promote_types(dtype, torch.float32) if "rotary" in name else dtype
+            assert parameter.dtype == wanted, name
+    assert all(p.is_meta for p in full(variant, device="meta").parameters())
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("variant", [*EVERY_VARIANT, "windowed self-attention"])
+def test_parameters_can_be_reset_after_construction_without_memory(variant: str, backwards: bool) -> None:
+    """Whatever was in memory, and in whatever order modules are reset: what construction gives."""
+    made = full(variant, init_jitter_std=0.0)
+    layer = full(variant, device="meta", init_jitter_std=0.0).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(torch.nan)
+    modules = list(layer.modules())
+    for module in reversed(modules) if backwards else modules:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    random = 0
+    for (name, want), got in zip(made.named_parameters(), layer.parameters(), strict=True):
+        if want.unique().numel() <= 2 or "freqs" in name:
+            assert torch.equal(got, want), name
+        else:
+            random += 1
+            # Drawn anew from the same distribution: uniform, so its bound tells all.
+            assert got.abs().max().item() == pytest.approx(want.abs().max().item(), rel=0.5), name
+    assert random >= 4
+
+
+def full(variant: str, **options: object) -> torch.nn.Module:
+    """A layer with every parameter that it can have."""
+    options = {"temperature": "learned", "relative_bias": variant != "dense", **options}
+    if variant in VARIANTS:
+        return VARIANTS[variant](16, 2, 3, 2, norm_tokens=True, spacing_transform="power", **options)
+    return WindowedSelfAttention(16, 2, 2, window=3, spacing_transform="power", **options)
+
+
+def test_offsets_start_at_nothing() -> None:
+    layer = full("deformable")
+    assert all(p.eq(0).all() for p in layer.offsets.parameters())
+    assert layer(torch.randn(2, 54, 16), 1.0, SHAPE).assignment.points.frac().eq(0).all()
+
+
+def test_all_variants_have_the_constructor_of_the_base() -> None:
+    base = inspect.signature(SpatialGroupingAttention).parameters
+    own = {
+        "dense": set(),
+        "sparse": {"neighborhood_kernel", "neighborhood_dilation"},
+        "deformable": {"num_points"},
+    }
+    assert not {p.kind for p in base.values()} & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    assert list(base)[-2:] == ["device", "dtype"]
+    assert {"base_theta", "rotary_ratio", "wavelengths", "spacing_transform"} <= base.keys()
+    for variant, layer in VARIANTS.items():
+        mine = inspect.signature(layer).parameters
+        assert mine.keys() - base.keys() == own[variant]
+        assert all(mine[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own[variant])
+        shared = [name for name in mine if name in base]
+        assert shared == list(base)
+        for name in shared:
+            assert mine[name].default == base[name].default, name
+            assert mine[name].annotation == base[name].annotation, name
+            assert mine[name].kind is base[name].kind, name
+        annotations = SpatialGroupingAttention.__init__.__annotations__
+        assert layer.__init__.__annotations__.items() >= annotations.items()
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_outputs_leave_the_graph_and_move_whole(variant: str) -> None:
+    layer, valid = make_layer(variant), torch.ones(2, *SHAPE, dtype=torch.bool)
+    output = layer(tokens(SHAPE), torch.ones(2, 2), SHAPE, valid=valid)
+    for whole in (output, output.assignment, compose([output.assignment])):
+        detached = whole.detach()
+        assert type(detached) is type(whole)
+        assert any(x.requires_grad for x in tensors_of(whole))
+        assert not any(x.requires_grad for x in tensors_of(detached))
+        moved = whole.to("meta")
+        assert type(moved) is type(whole)
+        assert all(x.is_meta for x in tensors_of(moved))
+        assert moved.to(torch.device("meta"), non_blocking=True) is not None
+    values = torch.randn(2, 15, 2)
+    assert torch.equal(output.detach().assignment.upsample(values), output.assignment.upsample(values))
+    assert output.to("cpu").grid == output.grid
+
+
+def tensors_of(tree: object) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def rebuilt(data: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
+    """How libraries that train models walk through what models return: mappings are made anew from mappings,
+    sequences from sequences, and of dataclasses the copy's attributes are set."""
+    if isinstance(data, torch.Tensor):
+        return function(data)
+    if isinstance(data, Mapping):
+        return type(data)(OrderedDict((name, rebuilt(value, function)) for name, value in data.items()))
+    if isinstance(data, (tuple, list)):
+        return type(data)(rebuilt(value, function) for value in data)
+    if dataclasses.is_dataclass(data):
+        result = copy.copy(data)
+        for field in dataclasses.fields(data):
+            setattr(result, field.name, rebuilt(getattr(data, field.name), function))
+        return result
+    return data
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_outputs_survive_generic_container_code(variant: str) -> None:
+    output = make_layer(variant)(tokens(SHAPE), 1.0, SHAPE)
+    cast = rebuilt({"batch": [output]}, torch.Tensor.half)["batch"][0]
+    assert isinstance(cast, GroupingOutput)
+    assert cast.x_out.dtype == torch.float16
+    assert list(cast) == FIELDS
+    assert cast.grid == output.grid
+    values = torch.randn(2, 15, 2)
+    want = output.assignment.upsample(values)
+    assert torch.equal(cast.assignment.upsample(values), want)
+    file = io.BytesIO()
+    torch.save(output.detach(), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    copied = copy.deepcopy(output.detach())
+    for again in (loaded, copied, pickle.loads(pickle.dumps(output.detach()))):
+        assert torch.equal(again.assignment.upsample(values), want)
+        assert again.grid == output.grid
+    with pytest.raises(TypeError, match=r"must have the keys .*; got \['x_out'\]"):
+        GroupingOutput({"x_out": output.x_out})
 
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
