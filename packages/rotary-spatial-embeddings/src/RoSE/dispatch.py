@@ -94,9 +94,7 @@ def _kernels_serve(x: Tensor, *others: Tensor) -> bool:
         return False
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or _is_transformed():
         return False
-    if x.shape[-1] > kernels.MOST_CHANNELS or _device_refuses(x.device, x.dtype):
-        return False
-    return ROTATION_CHECK.passed(x.device)
+    return not kernels.refusals(x.device, x.dtype, x.shape[-1]) and ROTATION_CHECK.passed(x.device)
 
 
 def _are_ordinary(*tensors: Tensor) -> bool:
@@ -108,10 +106,5 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-def _device_refuses(device: torch.device, dtype: torch.dtype) -> bool:
-    return bool(kernels.refusals(device, dtype, 1))
-
-
-# Both are found while the compiler traces, and constants to it.
+# Found while torch's compiler traces, and a constant to it.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_device_refuses._dynamo_marked_constant = True  # type: ignore[attr-defined]
