@@ -25,8 +25,12 @@ from grouping_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_calls import OPERATORS, operands
+from operator_calls import call as call_operator
+from RoSE.kernels.selfcheck import SelfCheck
 from spatial_grouping_attention import Neighbourhood, functional
-from spatial_grouping_attention.functional import triton_backend
+from spatial_grouping_attention.backends import Backend, Problem, selection, windowed
+from spatial_grouping_attention.backends import triton as engine
 from torch import Tensor
 from torch.library import opcheck
 
@@ -37,7 +41,6 @@ on_gpu = pytest.mark.parametrize("device", [GPU])
 in_interpreter = pytest.mark.parametrize("device", [INTERPRETER])
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-OPERATORS = ("assign", "pool", "group")
 
 
 def moved(case: Case, device: str) -> Case:
@@ -45,13 +48,8 @@ def moved(case: Case, device: str) -> Case:
     return replace(case, **tensors)
 
 
-def call(operator: str, case: Case, backend: str = "triton") -> tuple[Tensor, ...]:
-    if operator == "assign":
-        return functional.assign(case.q, case.k, case.u, case.neighbourhood, backend=backend, **case.options)
-    if operator == "pool":
-        arguments = (case.q, case.k, case.v, case.lse, case.neighbourhood)
-        return (functional.pool(*arguments, backend=backend, **case.options),)
-    return tuple(functional.group(case.q, case.k, case.v, case.neighbourhood, backend=backend, **case.options))
+def call(operator: str, case: Case) -> tuple[Tensor, ...]:
+    return call_operator(operator, case, "triton")
 
 
 def oracle(operator: str, case: Case) -> tuple[Tensor, ...]:
@@ -107,6 +105,16 @@ FEATURES = {
         Neighbourhood((9,), (5,), 2, 3, 1, 3),
         {"valid": "none in one sample", "batch": 2},
     ),
+    "1-D, some groups": (Neighbourhood((21,), (11,), 2, 3, 1, 3), {"valid_groups": "some", "bias": "table"}),
+    "2-D, some tokens and groups": (
+        Neighbourhood((9, 7), (5, 4), 2, 3, 1, 3, (2, 1)),
+        {"valid": "some", "valid_groups": "some", "batch": 2, "heads": 2},
+    ),
+    "3-D, some groups": (Neighbourhood((4, 5, 6), (2, 3, 3), 2, 3, 1, 3), {"valid_groups": "some"}),
+    "no group is valid in one sample": (
+        Neighbourhood((9,), (5,), 2, 3, 1, 3),
+        {"valid_groups": "none in one sample", "batch": 2},
+    ),
 }
 
 
@@ -123,9 +131,10 @@ def test_features(feature: str, device: str) -> None:
 )
 def test_any_geometry(device: str, examples: int) -> None:
     @settings(max_examples=examples, database=None)
-    @given(neighbourhoods(), st.sampled_from((None, "some")), st.integers(0, 2**16))
-    def law(neighbourhood: Neighbourhood, valid: str | None, seed: int) -> None:
-        case = make_case(neighbourhood, batch=1, heads=1, bias="table", valid=valid, seed=seed)
+    @given(neighbourhoods(), *(st.sampled_from((None, "some")),) * 2, st.integers(0, 2**16))
+    def law(neighbourhood: Neighbourhood, valid: str | None, valid_groups: str | None, seed: int) -> None:
+        masks = {"valid": valid, "valid_groups": valid_groups}
+        case = make_case(neighbourhood, batch=1, heads=1, bias="table", **masks, seed=seed)
         check(case, device, operators=("assign", "group"))
 
     law()
@@ -147,8 +156,40 @@ def test_half_types(dtype: torch.dtype, device: str) -> None:
 
 @everywhere
 def test_values_of_many_channels_are_worked_through_in_slices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "MOST_CHANNELS", 8)
-    check(make_case(Neighbourhood((9,), (5,), 2, 3, 1, 3), batch=1, heads=1, value_size=19), device)
+    """What arrives at normalisers, masses and bias must enter once, not once a slice."""
+    from spatial_grouping_attention.backends.triton import passes
+
+    monkeypatch.setattr(passes, "MOST_CHANNELS", 8)
+    case = make_case(
+        Neighbourhood((9,), (5,), 2, 3, 1, 3), batch=1, heads=1, value_size=19, bias="table", valid_groups="some"
+    )
+    check(case, device)
+    check(case, device, torch.bfloat16, operators=("group",))
+
+
+@everywhere
+def test_what_excluded_tokens_and_groups_hold_is_never_read(device: str) -> None:
+    """The passes themselves, without what zeroes such rows before them."""
+    neighbourhood = Neighbourhood((9, 7), (5, 4), 2, 3, 1, 3)
+    case = moved(make_case(neighbourhood, bias="table", valid="some", valid_groups="some").to(torch.float32), device)
+    tokens, groups = ~case.valid[:, None, :, None], ~case.valid_groups[:, None, :, None]
+    # Valid tokens that see no valid group are excluded too.
+    _, lse = call("assign", case)
+    tokens = tokens | lse.isinf()[..., None]
+
+    def every_pass(poison: float) -> list[Tensor]:
+        q, u = (x.masked_fill(groups, poison) for x in (case.q, case.u))
+        k, v = (x.masked_fill(tokens, poison) for x in (case.k, case.v))
+        x = operands(replace(case, q=q, k=k), u)
+        out, lse = engine.assign(x)
+        gradients = engine.assign_backward(x, out, lse, v, v[..., 0])
+        x = x._replace(values=v)
+        pooled = engine.pool(x, None)
+        more = engine.pool_backward(x, pooled, u, u[..., 0], v[..., 0])
+        return [out, lse, *gradients[:4], *pooled, *more]
+
+    for clean, poisoned in zip(every_pass(0.0), every_pass(float("nan")), strict=True):
+        assert torch.equal(clean, poisoned)
 
 
 @everywhere
@@ -198,7 +239,7 @@ def test_cutting_the_work_changes_nothing(
     tile: tuple[int, int, int], rows: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles of a GPU's candidates, and tiles that neither divide nor are divided by the stride."""
-    from spatial_grouping_attention.kernels import plan
+    from spatial_grouping_attention.backends.triton import plan
 
     monkeypatch.setitem(plan.INTERPRETED_TILES, 2, tile)
     monkeypatch.setattr(plan, "INTERPRETED_ROWS", rows)
@@ -209,7 +250,7 @@ def test_cutting_the_work_changes_nothing(
 
 @pytest.mark.triton
 def test_a_class_of_calls_is_timed_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spatial_grouping_attention.kernels import plan
+    from spatial_grouping_attention.backends.triton import plan
 
     quick, slow, too_large = (plan.Plan((1, 1, n), 16, 4, 1) for n in (64, 128, 256))
     monkeypatch.setattr(plan, "_CHOSEN", {})
@@ -234,6 +275,19 @@ def test_a_class_of_calls_is_timed_once_and_remembered(monkeypatch: pytest.Monke
     assert len(timed) == 3
 
 
+@pytest.mark.triton
+def test_no_candidate_has_tiles_beyond_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small grids compile one candidate, large ones all that fit into registers."""
+    from spatial_grouping_attention.backends.triton import plan
+    from spatial_grouping_attention.backends.triton.layout import layout_of
+
+    monkeypatch.setattr(plan, "INTERPRETED", False)
+    small, large = (layout_of(Neighbourhood((2 * n,) * 2, (n,) * 2, 2, 3, 1, 3)) for n in (3, 64))
+    for plans, tiles in ((plan.token_plans, plan.TOKEN_TILES[2]), (plan.group_plans, plan.GROUP_TILES[2])):
+        assert [candidate.tile for candidate in plans(small, 32)] == [tiles[0][0]]
+        assert [(candidate.tile, candidate.num_warps) for candidate in plans(large, 32)] == list(tiles)
+
+
 LARGER = {
     "1-D": Neighbourhood((1003,), (502,), 2, 3, 1, 5),
     "1-D dilated": Neighbourhood((997,), (997,), 1, 1, 0, 3, 4),
@@ -249,7 +303,8 @@ LARGER = {
 @pytest.mark.parametrize("head_size", [16, 24, 32, 64, 80, 128])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_head_sizes(dtype: torch.dtype, head_size: int, device: str) -> None:
-    case = make_case(LARGER["2-D"], batch=1, head_size=head_size, value_size=head_size, bias="table", valid="some")
+    masks = {"valid": "some", "valid_groups": "some"}
+    case = make_case(LARGER["2-D"], batch=1, head_size=head_size, value_size=head_size, bias="table", **masks)
     check(case, device, dtype)
 
 
@@ -257,7 +312,8 @@ def test_head_sizes(dtype: torch.dtype, head_size: int, device: str) -> None:
 @pytest.mark.parametrize("geometry", LARGER)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_larger_grids(dtype: torch.dtype, geometry: str, device: str) -> None:
-    check(make_case(LARGER[geometry], batch=1, heads=3, bias="table", valid="some", head_size=32), device, dtype)
+    masks = {"valid": "some", "valid_groups": "some"}
+    check(make_case(LARGER[geometry], batch=1, heads=3, bias="table", **masks, head_size=32), device, dtype)
 
 
 @on_gpu
@@ -290,8 +346,20 @@ def test_memory_is_linear_in_tokens(device: str) -> None:
 
 
 OPERANDS = make_case(
-    Neighbourhood((20,), (10,), 2, 3, 1, 3), batch=1, heads=2, bias="table", valid="some", head_size=4, value_size=3
+    Neighbourhood((20,), (10,), 2, 3, 1, 3),
+    batch=1,
+    heads=2,
+    bias="table",
+    valid="some",
+    valid_groups="some",
+    head_size=4,
+    value_size=3,
 ).to(torch.float32)
+
+
+def arguments(case: Case, values: Tensor) -> tuple[object, ...]:
+    """What the registered operators take in front."""
+    return ("triton", *windowed._spread(operands(case, values)))
 
 
 @everywhere
@@ -299,36 +367,31 @@ def test_operators_keep_their_contract_with_torch(device: str) -> None:
     """Schema, registration of autograd, and fake tensors with the shapes, dtypes and strides of real ones."""
     case = moved(OPERANDS, device)
     case = case.with_leaves(case.leaves())
-    integers, scale = case.neighbourhood.integers(), 0.5
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    v = case.v.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
-    for arguments in (
-        (case.q, case.k, v, None, case.bias, case.valid, integers, scale),
-        (case.q, case.k, case.v, case.lse, None, None, integers, scale),
-    ):
-        opcheck(triton_backend._pool, arguments, test_utils=checks)
-    opcheck(triton_backend._assign, (case.q, case.k, case.u, case.bias, case.valid, integers, scale), test_utils=checks)
+    token_major = case.v.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    opcheck(windowed._pool, (*arguments(case, token_major), None), test_utils=checks)
+    plain = replace(case, bias=None, valid=None, valid_groups=None)
+    opcheck(windowed._pool, (*arguments(plain, case.v), case.lse), test_utils=checks)
+    opcheck(windowed._assign, arguments(case, case.u), test_utils=checks)
 
 
 @everywhere
 def test_backward_operators_keep_their_contract_with_torch(device: str) -> None:
     case = moved(OPERANDS, device)
-    q, k, v, u, bias, valid = case.q, case.k, case.v, case.u, case.bias, case.valid
-    integers, scale = case.neighbourhood.integers(), 0.5
-    out, log_mass, lse = triton_backend._pool(q, k, v, None, bias, valid, integers, scale)
+    of_tokens, of_groups = arguments(case, case.v), arguments(case, case.u)
+    out, log_mass, lse = windowed._pool(*of_tokens, None)
     checks = ("test_schema", "test_faketensor")
     for grad_lse in (None, torch.randn_like(lse)):
-        arguments = (q, k, v, bias, valid, integers, scale, out, lse, log_mass)
-        grads = (torch.randn_like(out), grad_lse, torch.randn_like(log_mass))
-        opcheck(triton_backend._pool_backward, (*arguments, *grads), test_utils=checks)
-    up, lse = triton_backend._assign(q, k, u, bias, valid, integers, scale)
-    arguments = (q, k, u, bias, valid, integers, scale, up, lse, torch.randn_like(up), torch.randn_like(lse))
-    opcheck(triton_backend._assign_backward, arguments, test_utils=checks)
+        more = (out, log_mass, lse, torch.randn_like(out), torch.randn_like(log_mass), grad_lse)
+        opcheck(windowed._pool_backward, (*of_tokens, *more), test_utils=checks)
+    up, lse = windowed._assign(*of_groups)
+    more = (up, lse, torch.randn_like(up), torch.randn_like(lse))
+    opcheck(windowed._assign_backward, (*of_groups, *more), test_utils=checks)
 
 
 def step(case: Case) -> tuple[Tensor, ...]:
     """A grouping, its values carried back up, and a number to differentiate."""
-    options = {"bias": case.bias, "valid": case.valid, "backend": "triton"}
+    options = {"bias": case.bias, "valid": case.valid, "valid_groups": case.valid_groups, "backend": "triton"}
     out, lse = functional.grouping_attention(case.q, case.k, case.v, case.neighbourhood, **options)
     up, _ = functional.assign(case.q, case.k, out, case.neighbourhood, **options)
     return out, up, out.square().sum() + up.square().sum() + lse.masked_fill(lse.isinf(), 0.0).sum()
@@ -383,25 +446,15 @@ def test_differentiating_twice_is_refused(device: str) -> None:
         first.sum().backward()
 
 
-def refusals(**changes: object) -> list[str]:
-    arguments = {
-        "device": torch.device("cpu"),
-        "dtype": torch.float32,
-        "head_size": 32,
-        "neighbourhood": OPERANDS.neighbourhood,
-        "bias": None,
-    }
-    return triton_backend.refusals(**(arguments | changes))
+PROBLEM = Problem(torch.device("cpu"), torch.float32, 32, OPERANDS.neighbourhood, None)
 
 
 @pytest.mark.triton
 def test_what_cannot_be_served_is_refused_with_every_reason() -> None:
-    assert refusals() == []
-    assert refusals(bias="table", dtype=torch.bfloat16, head_size=128) == []
+    assert engine.refusals(PROBLEM) == []
+    assert engine.refusals(replace(PROBLEM, bias="table", dtype=torch.bfloat16, head_size=128)) == []
     four_axes = Neighbourhood((2, 2, 2, 2), (1, 1, 1, 1), 2, 2, 0, 1)
-    every = refusals(
-        device=torch.device("meta"), dtype=torch.float64, head_size=129, neighbourhood=four_axes, bias="full"
-    )
+    every = engine.refusals(Problem(torch.device("meta"), torch.float64, 129, four_axes, "full"))
     for reason, words in zip(every, ("meta", "float64", "129", "4", "every pair"), strict=True):
         assert words in reason
     case = OPERANDS.to(torch.float64)
@@ -413,9 +466,30 @@ def test_what_cannot_be_served_is_refused_with_every_reason() -> None:
 
 @pytest.mark.triton
 def test_the_interpreter_is_never_chosen_unasked() -> None:
-    selection = functional.select(OPERANDS.q, OPERANDS.neighbourhood)
-    assert selection.backend == functional.Backend.TILED
-    assert functional.select(OPERANDS.q, OPERANDS.neighbourhood, backend="triton").backend == "triton"
+    assert functional.select(OPERANDS.q, OPERANDS.neighbourhood).backend == Backend.TILED
+    assert functional.select(OPERANDS.q, OPERANDS.neighbourhood, backend="triton").backend == Backend.TRITON
+
+
+@everywhere
+def test_the_kernels_pass_their_self_check(device: str) -> None:
+    """What decides whether "auto" takes them; a failure would warn."""
+    assert SelfCheck("the kernels", selection._check_triton, "'tiled'").passed(torch.device(device))
+
+
+@everywhere
+@pytest.mark.parametrize("gradient", ["q", "k", "values", "bias"])
+def test_the_self_check_notices_a_wrong_gradient(gradient: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spatial_grouping_attention.backends.triton import check as self_check
+
+    backward = self_check.assign_backward
+
+    def wrong(*arguments: object) -> object:
+        gradients = backward(*arguments)
+        return gradients._replace(**{gradient: 1.01 * getattr(gradients, gradient)})
+
+    monkeypatch.setattr(self_check, "assign_backward", wrong)
+    with pytest.raises(ArithmeticError, match=f"assign: the gradient of {gradient} in torch.float32 is off"):
+        self_check.agrees(torch.device(device))
 
 
 @pytest.mark.triton
