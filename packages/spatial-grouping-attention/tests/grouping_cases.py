@@ -139,7 +139,8 @@ class Case:
         bias = None if self.bias is None else tuple(self.bias.shape)
         valid = None if self.valid is None else self.valid.sum(1).tolist()
         groups = None if self.valid_groups is None else self.valid_groups.sum(1).tolist()
-        return f"Case({sizes}, bias={bias}, valid={valid}, valid_groups={groups}, scale={self.scale}, {self.neighbourhood})"
+        masks = f"valid={valid}, valid_groups={groups}"
+        return f"Case({sizes}, bias={bias}, {masks}, scale={self.scale}, {self.neighbourhood})"
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
         """What hypothesis prints of a failing example."""

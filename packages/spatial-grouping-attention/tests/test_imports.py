@@ -41,7 +41,7 @@ def test_importing_brings_in_nothing_optional() -> None:
 
 
 def imported_modules(path: Path) -> set[tuple[str, ...]]:
-    """Modules of the package that a module imports, at its top level or inside of functions, as parts of their names."""
+    """Modules of the package that a module imports anywhere, as the parts of their names."""
     relative = path.relative_to(ROOT).with_suffix("").parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -102,7 +102,7 @@ def test_the_face_shows_operators_alone() -> None:
 
 
 def test_rotary_embeddings_stay_out_of_the_operators() -> None:
-    """The operators receive rotated tensors: below the layers, RoSE gives grids, checks of arguments and nothing else."""
+    """The operators receive rotated tensors: below the layers, RoSE gives grids and checks alone."""
     allowed = {
         "geometry": {"RoSE", "RoSE.grid", "RoSE.positions", "RoSE.validation"},
         "backends": {"RoSE.validation", "RoSE.kernels.selfcheck"},

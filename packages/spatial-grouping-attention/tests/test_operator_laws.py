@@ -8,7 +8,6 @@ from grouping_cases import (
     BACKENDS,
     EVERY_BACKEND,
     WINDOWED,
-    Case,
     assert_near,
     cases,
     finite,
@@ -305,7 +304,9 @@ def test_what_excluded_tokens_hold_does_not_matter(backend: str) -> None:
         for got, want in zip(*results, strict=True):
             assert_near(got, want, 1e-12)
     leaves = spoilt.leaves()
-    for name, grad in gradients((*group(spoilt.with_leaves(leaves), backend), *assign(spoilt.with_leaves(leaves), backend)), leaves).items():
+    for name, grad in gradients(
+        (*group(spoilt.with_leaves(leaves), backend), *assign(spoilt.with_leaves(leaves), backend)), leaves
+    ).items():
         assert not grad.isnan().any(), name
 
 

@@ -72,7 +72,9 @@ def step(case: Case, backend: str) -> tuple[torch.Tensor, ...]:
 def test_compiled_whole_is_the_same_forward_and_backward(backend: str) -> None:
     """No graph break; Inductor checks the strides that the operators promised."""
     neighbourhood = GEOMETRIES["1-D"] if backend == "tiled" else Neighbourhood((20,), (10,), 2, 3, 1, 19)
-    case = make_case(neighbourhood, bias="table", valid="some", valid_groups="some", head_size=4, value_size=3).to(torch.float32)
+    case = make_case(neighbourhood, bias="table", valid="some", valid_groups="some", head_size=4, value_size=3).to(
+        torch.float32
+    )
     results = []
     for function in (step, torch.compile(step, fullgraph=True)):
         leaves = case.leaves()

@@ -25,7 +25,7 @@ class Operands(NamedTuple):
     k: Tensor
     """Fine keys (B, H, N_in, D)."""
     values: Tensor
-    """Of the fine tokens (B, H, N_in, C) where they are averaged, of the groups (B, H, N_out, C) where they are carried."""
+    """Of the tokens (B, H, N_in, C) where they are averaged, of the groups (B, H, N_out, C) where they are carried."""
     neighbourhood: Neighbourhood | None
     """Which groups a token sees; None for all."""
     scale: float

@@ -75,14 +75,15 @@ def blanked(x: Operands, rows_of_values: str) -> Operands:
         x: operands.
         rows_of_values: ``"tokens"`` or ``"groups"``, whichever ``values`` belong to.
     """
-    if x.valid is not None:
-        x = x._replace(k=_zeroed(x.k, x.valid))
+    valid, valid_groups = x.valid, x.valid_groups
+    if valid is not None:
+        x = x._replace(k=_zeroed(x.k, valid))
         if rows_of_values == "tokens":
-            x = x._replace(values=_zeroed(x.values, x.valid))
-    if x.valid_groups is not None:
-        x = x._replace(q=_zeroed(x.q, x.valid_groups))
+            x = x._replace(values=_zeroed(x.values, valid))
+    if valid_groups is not None:
+        x = x._replace(q=_zeroed(x.q, valid_groups))
         if rows_of_values == "groups":
-            x = x._replace(values=_zeroed(x.values, x.valid_groups))
+            x = x._replace(values=_zeroed(x.values, valid_groups))
     return x
 
 

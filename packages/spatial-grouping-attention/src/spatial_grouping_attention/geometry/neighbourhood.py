@@ -55,8 +55,8 @@ class Neighbourhood:
         object.__setattr__(self, "input_shape", input_shape)
         object.__setattr__(self, "output_shape", require_shape("output_shape", self.output_shape, ndim))
         for name, minimum in _MINIMA.items():
-            object.__setattr__(self, name, require_ints(name, getattr(self, name), ndim, minimum=minimum))
-        require_odd("window", self.window)
+            entries = require_ints(name, getattr(self, name), ndim, minimum=minimum)
+            object.__setattr__(self, name, require_odd(name, entries) if name == "window" else entries)
         for axis in self.axes:
             expected = output_size(axis.size, axis.kernel, axis.stride, axis.padding)
             if axis.groups != expected:

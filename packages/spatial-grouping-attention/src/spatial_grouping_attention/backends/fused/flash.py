@@ -21,8 +21,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | 
         k: (B, H, M, D).
         v: (B, H, M, Dv).
         scale: factor of the products, not of the bias.
-        key_bias: (B, H, M) in float32 at least, added to the logits of every query; finite, because a row of nothing but
-            -inf is NaN to the kernels.
+        key_bias: (B, H, M) in float32 at least, added to the logits of every query; finite, because a row of
+            nothing but -inf is NaN to the kernels.
 
     Returns:
         (B, H, N, Dv) in q's dtype, and (B, H, N) in float32 at least.

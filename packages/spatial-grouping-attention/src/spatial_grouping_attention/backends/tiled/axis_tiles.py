@@ -73,7 +73,7 @@ class AxisTiles:
 
 
 def cut(axis: Axis, tokens_per_axis: int) -> AxisTiles:
-    """Cut an axis into tiles of at least ``tokens_per_axis`` fine tokens; one tile where its halo would reach everywhere."""
+    """Cut an axis into tiles of at least ``tokens_per_axis`` tokens; into one where its halo would reach everywhere."""
     cells = -(-tokens_per_axis // axis.stride)
     if cells + axis.reach >= axis.groups:
         cells = axis.groups

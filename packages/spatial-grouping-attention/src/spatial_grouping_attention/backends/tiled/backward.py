@@ -30,7 +30,9 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
         chunk.collect(dq, dscores.mT @ k)
         chunk.collect(du, members.mT @ g)
         dbias.add(chunk, dscores)
-    return Gradients(_of_groups(tiles, dq.mul_(x.scale), x.q), dk, _of_groups(tiles, du, x.values), dbias.result(), None)
+    return Gradients(
+        _of_groups(tiles, dq.mul_(x.scale), x.q), dk, _of_groups(tiles, du, x.values), dbias.result(), None
+    )
 
 
 def pool_backward(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from ...geometry import Neighbourhood
 from ..operands import Operands
 from ..semantics import scalars_like, widened
-from .tables import Run, Tiling, runs_of, tiling_of
+from .tables import Run, runs_of, tiling_of
 
 # A tile wants at least this many fine tokens per axis, or its matrix products are too small to be efficient;
 # larger tiles spend more on groups that most of their tokens cannot see. Of 1 to 32, this was the best or close to it
@@ -26,10 +28,10 @@ class Tiles:
 
     def __init__(self, x: Operands) -> None:
         """Operands whose bias is a table, if there is one."""
-        assert x.neighbourhood is not None
         self.x = x
         self.dtype = widened(x.q.dtype)
-        self.tiling: Tiling = tiling_of(x.neighbourhood, TOKENS_PER_AXIS)
+        self.neighbourhood = cast(Neighbourhood, x.neighbourhood)
+        self.tiling = tiling_of(self.neighbourhood, TOKENS_PER_AXIS)
         self.table = None if x.bias is None else x.bias.flatten(1).to(self.dtype)
 
     def chunks(self, *, split_heads: bool = True) -> Iterator[Chunk]:
@@ -44,7 +46,7 @@ class Tiles:
         per_head = max(1, min(heads, budget // row)) if split_heads else heads
         per_batch = max(1, min(batch, budget // (row * heads))) if per_head == heads else 1
         rows = max(1, budget // (row * per_head * per_batch))
-        for run in runs_of(x.neighbourhood, TOKENS_PER_AXIS, min(rows, tiling.axes[0].num), x.q.device):
+        for run in runs_of(self.neighbourhood, TOKENS_PER_AXIS, min(rows, tiling.axes[0].num), x.q.device):
             for b in range(0, batch, per_batch):
                 for h in range(0, heads, per_head):
                     yield Chunk(self, run, slice(b, b + per_batch), slice(h, h + per_head))
@@ -66,18 +68,20 @@ class Chunk:
         """What the chunk is cut from, and where."""
         self.tiles, self.run, self.batch, self.heads = tiles, run, batch, heads
         self.tables = run.tables
+        self.token_slots = run.tables.hidden.shape[:2]
+        self.group_slots = run.tables.hidden.shape[::2]
         self.padded = (batch, heads, run.padded_rows)
         """What of padded sums (B, H, *padded_shape, C) the chunk's tiles touch."""
 
     def tokens(self, x: Tensor) -> Tensor:
         """Load (B, H, N_in, C) as (b, h, T, P, C); without C as (b, h, T, P)."""
         x = x[self.batch, self.heads, self.run.tokens].index_select(2, self.tables.tokens)
-        return x.to(self.tiles.dtype).unflatten(2, (-1, self.tiles.tiling.tokens_per_tile))
+        return torch.unflatten(x.to(self.tiles.dtype), 2, self.token_slots)
 
     def groups(self, x: Tensor) -> Tensor:
         """Load (B, H, N_out, C) as (b, h, T, Q, C); without C as (b, h, T, Q)."""
         x = x[self.batch, self.heads, self.run.groups].index_select(2, self.tables.groups)
-        return x.to(self.tiles.dtype).unflatten(2, (-1, self.tiles.tiling.groups_per_tile))
+        return torch.unflatten(x.to(self.tiles.dtype), 2, self.group_slots)
 
     def scaled_queries(self) -> Tensor:
         """Queries times ``scale``, (b, h, T, Q, D)."""
@@ -113,7 +117,7 @@ class Chunk:
     def spread(self, padded: Tensor) -> Tensor:
         """The chunk's part (b, h, *padded rows) of padded numbers as (b, h, T, Q)."""
         flat = padded.flatten(2).index_select(2, self.tables.padded_groups)
-        return flat.unflatten(2, (-1, self.tiles.tiling.groups_per_tile))
+        return torch.unflatten(flat, 2, self.group_slots)
 
     def fold(self, tiles: Tensor, *, maximum: bool = False) -> Tensor:
         """Overlap-add (or overlap-max) tiles (b, h, T, Q, C) to (b, h, *padded rows, C)."""
@@ -138,7 +142,7 @@ def _fold_axis(x: Tensor, tile_dim: int, slot_dim: int, cells: int, maximum: boo
     folded = x.new_full(shape, -torch.inf) if maximum else x.new_zeros(shape)
     for i in range(stretches):
         part = x.narrow(tile_dim + 1, i * cells, min(cells, slots - i * cells))
-        target = folded.narrow(tile_dim, i * cells, tiles * cells).unflatten(tile_dim, (tiles, cells))
+        target = torch.unflatten(folded.narrow(tile_dim, i * cells, tiles * cells), tile_dim, (tiles, cells))
         target = target.narrow(tile_dim + 1, 0, part.shape[tile_dim + 1])
         if maximum:
             torch.maximum(target, part, out=target)

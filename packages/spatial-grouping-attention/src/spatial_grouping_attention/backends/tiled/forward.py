@@ -1,6 +1,6 @@
 """Forward passes, with A = assignment, T_ij = s_ij - l_i and M = logarithm of the groups' masses.
 
-    l_i = logsumexp_j s_ij      out_j = sum_i exp(T_ij - M_j) v_i      M_j = logsumexp_i T_ij
+l_i = logsumexp_j s_ij      out_j = sum_i exp(T_ij - M_j) v_i      M_j = logsumexp_i T_ij
 """
 
 from __future__ import annotations
