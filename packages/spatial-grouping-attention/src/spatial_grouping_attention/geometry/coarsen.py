@@ -11,6 +11,7 @@ from RoSE import Grid
 from torch import Tensor
 
 from .axis import Axis, output_size
+from .memo import remembered
 from .neighbourhood import Neighbourhood
 
 
@@ -39,23 +40,44 @@ def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], paddi
     ``spacing' = spacing * stride`` and ``origin' = origin + ((k - 1)/2 - p) * spacing``: a group sits at the
     centre of its receptive field, so even kernels get their half voxel.
     """
-    centre = tuple((k - 1) / 2 - p for k, p in zip(kernel_size, padding, strict=True))
     spacing, origin = grid.spacing, grid.origin
-    shape = coarse_shape(grid.shape, kernel_size, stride, padding)
     if isinstance(spacing, Tensor) or isinstance(origin, Tensor):
-        # Rounding to a half type would move groups against their tokens, and more with every stage.
-        given = [x for x in (spacing, origin) if isinstance(x, Tensor)]
-        device = given[0].device
-        dtype = functools.reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
-        step, start, s, c = (
-            torch.as_tensor(x, dtype=torch.float64, device=device) for x in (spacing, origin, tuple(stride), centre)
-        )
-        return Grid(shape, (step * s).to(dtype), (start + step * c).to(dtype))
+        return _coarsen_tensors(grid, kernel_size, stride, padding)
+    return _coarsen_numbers(grid.shape, spacing, origin, tuple(kernel_size), tuple(stride), tuple(padding))
+
+
+@remembered(1024)
+def _coarsen_numbers(
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    origin: tuple[float, ...],
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> Grid:
     return Grid(
-        shape,
+        coarse_shape(shape, kernel_size, stride, padding),
         tuple(d * s for d, s in zip(spacing, stride, strict=True)),
-        tuple(o + c * d for o, c, d in zip(origin, centre, spacing, strict=True)),
+        tuple(o + c * d for o, c, d in zip(origin, _centres(kernel_size, padding), spacing, strict=True)),
     )
+
+
+def _coarsen_tensors(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Grid:
+    # Rounding to a half type would move groups against their tokens, and more with every stage.
+    given = [x for x in (grid.spacing, grid.origin) if isinstance(x, Tensor)]
+    device = given[0].device
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
+    step, start, s, c = (
+        torch.as_tensor(x, dtype=torch.float64, device=device)
+        for x in (grid.spacing, grid.origin, tuple(stride), _centres(kernel_size, padding))
+    )
+    shape = coarse_shape(grid.shape, kernel_size, stride, padding)
+    return Grid(shape, (step * s).to(dtype), (start + step * c).to(dtype))
+
+
+def _centres(kernel_size: Sequence[int], padding: Sequence[int]) -> tuple[float, ...]:
+    """Centre of the first group's receptive field per axis, in steps from the first token."""
+    return tuple((k - 1) / 2 - p for k, p in zip(kernel_size, padding, strict=True))
 
 
 def group_validity(valid: Tensor, neighbourhood: Neighbourhood) -> Tensor:
