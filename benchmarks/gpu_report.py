@@ -4,7 +4,8 @@
         python benchmarks/gpu_report.py [--json FILE] [--seconds 420]
 
 Runs from a plain checkout with the torch and triton that are there; nothing is downloaded. Fails without a CUDA
-device, and stops with every disagreement listed, before any timing, where a kernel is wrong. Peers that cannot be
+device, and stops with every disagreement listed, before any timing, where a kernel is wrong. With TRITON_INTERPRET=1
+and without a CUDA device it only does the comparisons, in triton's interpreter and on tiny grids. Peers that cannot be
 imported or cannot run are named with the reason, never left out in silence; what does not fit into ``--seconds`` is
 listed as skipped.
 
@@ -20,6 +21,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -32,9 +34,13 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from RoSE import functional as rose
+from RoSE.rotation import rotate_eager, rotate_plain
 from torch import Tensor
 
 Call = Callable[[], Any]
+
+# Where everything runs; the interpreter takes a CPU's tensors.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Report:
@@ -102,59 +108,69 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 def both_ways(function: Callable[..., Any], leaves: list[Tensor]) -> list[Tensor]:
     """Results, and gradients of a fixed weighting of the finite ones."""
     results = [x for x in function(*leaves) if x is not None]
-    generator = torch.Generator(device="cuda").manual_seed(1)
-    total = torch.zeros((), device="cuda", dtype=torch.float64)
+    generator = torch.Generator(device=DEVICE).manual_seed(1)
+    total = torch.zeros((), device=DEVICE, dtype=torch.float64)
     for x in results:
-        weight = torch.randn(x.shape, generator=generator, device="cuda")
+        weight = torch.randn(x.shape, generator=generator, device=DEVICE)
         total = total + (x.masked_fill(x.isinf(), 0.0).double() * weight).sum()
     return [*results, *torch.autograd.grad(total, leaves)]
 
 
 def leaves_of(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    return [torch.randn(s, generator=generator, device="cuda").to(dtype).requires_grad_() for s in shapes]
+    generator = torch.Generator(device=DEVICE).manual_seed(0)
+    return [torch.randn(s, generator=generator, device=DEVICE).to(dtype).requires_grad_() for s in shapes]
 
 
 # Errors by what was compared, each with what is allowed.
 Errors = dict[str, tuple[float, float]]
 
 
-def windowed(
-    module: Any, name: str, relation: Any, scale: float, valid: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor
-) -> Any:
-    return getattr(module, name)(q, k, v, relation, scale, bias, valid)
+def operate(name: str, backend: str, x: Any, leaves: list[Tensor]) -> Any:
+    """An operator by a backend, of the operands ``x`` with other tensors."""
+    from spatial_grouping_attention import backends
+
+    q, k, values, *bias = leaves
+    return getattr(backends, name)(x._replace(q=q, k=k, values=values, bias=bias[0] if bias else None), backend)
+
+
+def check_operator(errors: Errors, title: str, name: str, backend: str, x: Any, dtype: torch.dtype) -> None:
+    """One operator and its gradients by one backend against the matrix form in float64."""
+    tensors = [tensor for tensor in (x.q, x.k, x.values, x.bias) if tensor is not None]
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    wide = [tensor.detach().double().requires_grad_() for tensor in leaves]
+    got = both_ways(lambda *leaves: operate(name, backend, x, list(leaves)), leaves)
+    want = both_ways(lambda *leaves: operate(name, "reference", x, list(leaves)), wide)
+    worst = max(relative(a, b) for a, b in zip(got, want, strict=True))
+    errors[f"{backend}, {name}, {title}, {dtype}"] = worst, TOLERANCE[dtype]
 
 
 def check_grouping(errors: Errors, dtype: torch.dtype) -> None:
-    """Every operator in one to three dimensions, with bias and mask, against the matrix form in float64."""
+    """Every operator in one to three dimensions, with bias and masks, and dense, against the matrix form."""
     from spatial_grouping_attention import Neighbourhood
-    from spatial_grouping_attention.functional import fused, reference, triton_backend
+    from spatial_grouping_attention.backends import Operands
 
     relations = {
         "1-D dilated": Neighbourhood((301,), (75,), 4, 7, 1, 5, 2),
         "2-D": Neighbourhood((29, 37), (15, 19), 2, 3, 1, 3),
         "3-D": Neighbourhood((9, 10, 11), (5, 5, 6), 2, 3, 1, 3),
     }
+    sizes: tuple[int, ...] = (32, 40, 128)
+    if DEVICE == "cpu":
+        relations = {"2-D": Neighbourhood((5, 7), (3, 4), 2, 3, 1, 3)}
+        sizes = (8,)
     for title, relation in relations.items():
-        for size in (32, 40, 128):
+        for size in sizes:
             groups, tokens = (2, 2, relation.num_groups, size), (2, 2, relation.num_inputs, size)
-            valid = torch.rand(2, relation.num_inputs, device="cuda") < 0.8
-            for name, value_shape in (("grouping_attention", tokens), ("assign", groups)):
-                leaves = leaves_of([groups, tokens, value_shape, (2, *relation.window)], dtype)
-                wide = [x.detach().double().requires_grad_() for x in leaves]
-
-                options = (relation, size**-0.5)
-                got = both_ways(functools.partial(windowed, triton_backend, name, *options, valid), leaves)
-                want = both_ways(functools.partial(windowed, reference, name, *options, valid), wide)
-                worst = max(relative(a, b) for a, b in zip(got, want, strict=True))
-                errors[f"{name}, {title}, head size {size}, {dtype}"] = worst, TOLERANCE[dtype]
-    shapes = [(2, 2, 70, 64), (2, 2, 500, 64), (2, 2, 500, 64)]
-    leaves = leaves_of(shapes, dtype)
-    wide = [x.detach().double().requires_grad_() for x in leaves]
-    got = both_ways(lambda *x: fused.grouping_attention(*x, None, 0.125, None, None), leaves)
-    want = both_ways(lambda *x: reference.grouping_attention(*x, None, 0.125, None, None), wide)
-    worst = max(relative(a, b) for a, b in zip(got, want, strict=True))
-    errors[f"dense grouping, {dtype}"] = worst, TOLERANCE[dtype]
+            valid = torch.rand(2, relation.num_inputs, device=DEVICE) < 0.8
+            valid_groups = torch.rand(2, relation.num_groups, device=DEVICE) < 0.8
+            for name, value_shape in (("group", tokens), ("assign", groups)):
+                q, k, values, bias = leaves_of([groups, tokens, value_shape, (2, *relation.window)], torch.float32)
+                x = Operands(q, k, values, relation, size**-0.5, bias, valid, valid_groups)
+                check_operator(errors, f"{title}, head size {size}", name, "triton", x, dtype)
+    groups, tokens = (2, 2, 70, 64), (2, 2, 500, 64)
+    for name, value_shape in (("group", tokens), ("assign", groups)):
+        q, k, values = leaves_of([groups, tokens, value_shape], torch.float32)
+        check_operator(errors, "dense", name, "fused", Operands(q, k, values, None, 0.125), dtype)
 
 
 def check_rotation(errors: Errors, dtype: torch.dtype) -> None:
@@ -167,14 +183,16 @@ def check_rotation(errors: Errors, dtype: torch.dtype) -> None:
     def plain(interleaved: bool, q: Tensor, k: Tensor, coordinates: Tensor, freqs: Tensor) -> Any:
         cos, sin = rose.cos_sin(rose.phases(F.pad(coordinates, (0, 0, 3, 0)), freqs), torch.float64)
         cos, sin = cos.transpose(1, 2), sin.transpose(1, 2)
-        return [rose.rotate(x, cos, sin, interleaved=interleaved) for x in (q, k)]
+        return [rotate_plain(x, cos, sin, interleaved) for x in (q, k)]
 
+    tokens = 330 if DEVICE == "cuda" else 13
     for interleaved in (True, False):
         for origin in (0.0, 1e5):
-            q, k = leaves_of([(2, 4, 333, 64), (2, 4, 333, 64)], dtype)
+            shape = (2, 4, tokens + 3, 64)
+            q, k = leaves_of([shape, shape], dtype)
             (freqs,) = leaves_of([(4, 24, 3)], torch.float32)
-            coordinates = (torch.rand(2, 330, 3, device="cuda", dtype=torch.float64) * 50 + origin).requires_grad_()
-            leaves = [q, k, coordinates, freqs]
+            coordinates = torch.rand(2, tokens, 3, device=DEVICE, dtype=torch.float64) * 50 + origin
+            leaves = [q, k, coordinates.requires_grad_(), freqs]
             wide = [x.detach().double().requires_grad_() for x in leaves]
             got = both_ways(functools.partial(turn, interleaved), leaves)
             want = both_ways(functools.partial(plain, interleaved), wide)
@@ -210,7 +228,7 @@ def correctness() -> dict[str, Any]:
         check_grouping(errors, dtype)
         check_rotation(errors, dtype)
     wrong = [f"{name}: off by {e:.2e}, allowed {a:.0e}" for name, (e, a) in errors.items() if not e <= a]
-    memory = check_memory()
+    memory = check_memory() if DEVICE == "cuda" else {}
     matrix = 8 * 4096 * 16384 * 2
     wrong += [f"{name}: {used / 2**20:.0f} MiB allocated" for name, used in memory.items() if used > matrix // 4]
     if wrong:
@@ -269,16 +287,16 @@ def rotation(report: Report) -> None:
     def fused(interleaved: bool) -> Callable[..., Any]:
         return lambda q, k, freqs: kernels.rotate_positions(q, k, coordinates, freqs, interleaved=interleaved)
 
-    def plain(q: Tensor, k: Tensor, freqs: Tensor) -> Any:
+    def plain(turn: Callable[..., Tensor], q: Tensor, k: Tensor, freqs: Tensor) -> Any:
         cos, sin = rose.cos_sin(rose.phases(coordinates, freqs))
         cos, sin = cos.transpose(0, 1), sin.transpose(0, 1)
-        return rose.rotate(q, cos, sin), rose.rotate(k, cos, sin)
+        return turn(q, cos, sin, True), turn(k, cos, sin, True)
 
     with torch.no_grad():
         cos, sin = (x.transpose(0, 1).contiguous() for x in rose.cos_sin(rose.phases(coordinates, freqs)))
 
-    def given(rotate: Callable[..., Tensor]) -> Callable[..., Any]:
-        return lambda q, k: (rotate(q, cos, sin), rotate(k, cos, sin))
+    def given(rotate: Callable[..., Tensor], *layout: bool) -> Callable[..., Any]:
+        return lambda q, k: (rotate(q, cos, sin, *layout), rotate(k, cos, sin, *layout))
 
     def timm_form() -> Callable[..., Any]:
         with warnings.catch_warnings():
@@ -288,7 +306,8 @@ def rotation(report: Report) -> None:
         return lambda q, k: (apply_rot_embed_cat(q, table), apply_rot_embed_cat(k, table))
 
     both = size_of(q, k)
-    compiled = torch.compile(plain, fullgraph=True)
+    eager = functools.partial(plain, rotate_eager)
+    compiled = torch.compile(functools.partial(plain, rotate_plain), fullgraph=True)
     for way, make, factor in (("forward", forward_of, 2), ("backward, frequencies learned", backward_of, 3)):
         report.section(
             f"rotation of q and k, {way}",
@@ -297,7 +316,7 @@ def rotation(report: Report) -> None:
                 "kernel, interleaved": lambda make=make: make(fused(True), [q, k, freqs]),
                 "kernel, half": lambda make=make: make(fused(False), [q, k, freqs]),
                 "plain, torch.compile": lambda make=make: make(compiled, [q, k, freqs]),
-                "plain": lambda make=make: make(plain, [q, k, freqs]),
+                "plain": lambda make=make: make(eager, [q, k, freqs]),
             },
         )
     for way, make in (("forward", forward_of), ("backward", backward_of)):
@@ -307,9 +326,9 @@ def rotation(report: Report) -> None:
             {
                 "kernel": lambda make=make: make(given(kernels.rotate), [q, k]),
                 "plain, torch.compile": lambda make=make: make(
-                    torch.compile(given(rose.rotate), fullgraph=True), [q, k]
+                    torch.compile(given(rotate_plain, True), fullgraph=True), [q, k]
                 ),
-                "plain": lambda make=make: make(given(rose.rotate), [q, k]),
+                "plain": lambda make=make: make(given(rotate_eager, True), [q, k]),
                 "timm, one table for all heads": lambda make=make: make(timm_form(), [q, k]),
                 "timm, torch.compile": lambda make=make: make(torch.compile(timm_form()), [q, k]),
             },
@@ -464,9 +483,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no measurement after this long")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("gpu_report.py measures GPU kernels and found no CUDA device; nothing was run.")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted == (DEVICE == "cuda"):
+        sys.exit(
+            "gpu_report.py measures GPU kernels: it needs a CUDA device without TRITON_INTERPRET, or no CUDA device "
+            "and TRITON_INTERPRET=1 to compare the kernels' results only. Nothing was run."
+        )
     torch.manual_seed(0)
+    if interpreted:
+        correctness()
+        return
     # Backward passes are repeated on one graph, which buffers that compiled code gives away do not survive.
     torch._functorch.config.donated_buffer = False
     report = Report(arguments.seconds)
