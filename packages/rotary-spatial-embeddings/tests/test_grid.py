@@ -1,4 +1,7 @@
+import copy
+import dataclasses
 import math
+import pickle
 
 import pytest
 import torch
@@ -66,3 +69,29 @@ def test_is_frozen_and_compares_by_value() -> None:
 def test_far_origins_keep_their_voxels() -> None:
     near, far = Grid((4,), 0.004).coordinates(), Grid((4,), 0.004, origin=1e5).coordinates()
     torch.testing.assert_close(far - 1e5, near, rtol=0, atol=1e-10)
+
+
+def test_grids_do_not_change_and_survive_containers() -> None:
+    grid = Grid((2, 3), torch.tensor([[0.5, 0.7]]), origin=1.0)
+    for change in (
+        lambda: setattr(grid, "shape", (1,)),
+        lambda: setattr(grid, "new", 1),
+        lambda: delattr(grid, "shape"),
+    ):
+        with pytest.raises(AttributeError, match="immutable"):
+            change()
+    assert not dataclasses.is_dataclass(grid)  # whose fields batch-moving code would set
+    for other in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid)), copy.copy(grid), grid.to("cpu")):
+        assert other == grid
+    moved = grid.to("meta", non_blocking=True)
+    assert moved.spacing.is_meta
+    assert moved.origin == (1.0, 1.0)
+    assert eval(repr(Grid((2, 3), 0.5)), {"Grid": Grid}) == Grid((2, 3), 0.5)
+
+
+def test_a_derived_grid_is_the_grid() -> None:
+    spacing = torch.tensor([[0.5, 0.7], [1.0, 2.0]])
+    assert Grid.derived((2, 3), (0.5, 0.7), (0.0, 1.0)) == Grid((2, 3), (0.5, 0.7), (0.0, 1.0))
+    assert Grid.derived((2, 3), spacing, (0.0, 0.0)) == Grid((2, 3), spacing)
+    assert Grid((2, 3), spacing).batch == Grid((2, 3), 1.0, spacing).batch == 2
+    assert Grid((2, 3), spacing[0]).batch is None

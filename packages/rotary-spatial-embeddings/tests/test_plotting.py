@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from RoSE import RotarySpatialEmbedding
 from rose_cases import DIRECTIONS
@@ -5,12 +7,10 @@ from rose_cases import DIRECTIONS
 
 @pytest.fixture
 def plot_frequencies():
-    matplotlib = pytest.importorskip("matplotlib", reason="pictures are drawn where matplotlib is installed")
-    matplotlib.use("Agg")
+    pytest.importorskip("matplotlib", reason="pictures are drawn where matplotlib is installed")
     from RoSE.plotting import plot_frequencies
 
-    yield plot_frequencies
-    matplotlib.pyplot.close("all")
+    return plot_frequencies
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
@@ -29,7 +29,20 @@ def test_draws_every_kind_of_embedding(plot_frequencies, spatial_dims: int, dire
 
 
 def test_refuses_what_cannot_be_drawn(plot_frequencies) -> None:
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="something to draw"):
         plot_frequencies(RotarySpatialEmbedding(64, 4, rotary_ratio=0.0))
     with pytest.raises(ValueError, match="spatial axes 0 to 1"):
         plot_frequencies(RotarySpatialEmbedding(64, 4), axes=(0, 2))
+
+
+def test_no_figure_stays_open(plot_frequencies) -> None:
+    from matplotlib import pyplot
+
+    plot_frequencies(RotarySpatialEmbedding(64, 4))
+    assert pyplot.get_fignums() == []
+
+
+def test_what_is_missing_is_named(plot_frequencies, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"plot_frequencies needs matplotlib: pip install 'rotary-spatial-embeddings"):
+        plot_frequencies(RotarySpatialEmbedding(64, 4))

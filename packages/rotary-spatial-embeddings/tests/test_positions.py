@@ -119,3 +119,43 @@ def test_one_dimension_needs_no_shape() -> None:
     x = torch.randn(2, 5, 16)
     assert torch.equal(embedding(x), embedding(x, 1.0, (5,)))
     assert torch.equal(embedding(x, 0.5), embedding(x, (0.5,), 5))
+
+
+@pytest.mark.parametrize("spacing_transform", [None, "log"])
+def test_grids_and_points_may_lie_one_behind_the_other(spacing_transform: str | None) -> None:
+    embedding = RotarySpatialEmbedding(16, 2, 2, spacing_transform=spacing_transform, dtype=torch.float64)
+    if spacing_transform is not None:
+        with torch.no_grad():
+            embedding.spacing_transform.log_knee.add_(0.5)
+    per_sample = torch.tensor([[0.5, 0.7], [0.3, 0.2]], dtype=torch.float64)
+    grids = [Grid((2, 3), 0.5), Grid((2, 2), per_sample, origin=1.0)]
+    points = torch.randn(3, 2, dtype=torch.float64)
+    steps = None if spacing_transform is None else 0.4
+    x = torch.randn(2, 14, 16, dtype=torch.float64)
+    together = embedding(x, None if steps is None else [None, None, steps], coordinates=[*grids, points],
+                         num_prefix_tokens=1)  # fmt: skip
+    apart = [
+        x[:, :1],
+        embedding(x[:, 1:7], coordinates=grids[0]),
+        embedding(x[:, 7:11], coordinates=grids[1]),
+        embedding(x[:, 11:], steps, coordinates=points),
+    ]
+    torch.testing.assert_close(together, torch.cat(apart, 1), rtol=1e-12, atol=1e-12)
+    for wrong, words in (
+        ({"coordinates": grids}, "one position for each of the 14 tokens; got 10"),
+        ({"coordinates": [*grids, points], "grid_shape": (2, 7)}, "grid_shape must be left out"),
+        ({"coordinates": [*grids, points], "spacing": 1.0}, "spacing must be a list with one entry for each of the 3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            embedding(x, **wrong)
+
+
+def test_what_is_given_per_sample_has_the_batch_size() -> None:
+    embedding, attention = RotarySpatialEmbedding(16, 2, 2), RoSEMultiHeadAttention(16, 2, 2)
+    x = torch.randn(2, 6, 16)
+    for one in ({"spacing": torch.ones(1, 2), "grid_shape": (2, 3)}, {"coordinates": torch.zeros(1, 6, 2)},
+                {"coordinates": Grid((2, 3), 1.0, torch.zeros(1, 2))}):  # fmt: skip
+        for module in (embedding, attention):
+            with pytest.raises(ValueError, match="must have the batch size 2; got 1"):
+                module(x, **one)
+        assert embedding(x[:1], **one).shape == (1, 6, 16)

@@ -1,19 +1,22 @@
 """Pictures of an embedding: what wavelengths its heads have and where they point.
 
-Needs matplotlib (``pip install rotary-spatial-embeddings[plot]``); not imported with the package.
+Needs matplotlib (``pip install rotary-spatial-embeddings[plot]``). Figures are built without pyplot, which would keep
+them open until they are closed by hand.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from .angles import phases
 from .embedding import RotarySpatialEmbedding
-from .functional import phases
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["plot_frequencies"]
 
@@ -38,16 +41,24 @@ def plot_frequencies(
         The figure, for ``savefig``.
 
     Raises:
+        ImportError: matplotlib is not installed.
         ValueError: An embedding that rotates nothing, or spatial axes it does not have.
     """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot_frequencies needs matplotlib: pip install 'rotary-spatial-embeddings[plot]'") from error
+
     freqs = embedding.freqs.detach().to("cpu", torch.float64)
     dims = embedding.spatial_dims
     if not freqs.numel():
-        raise ValueError("there is nothing to draw: rotary_ratio is 0")
+        raise ValueError("rotary_ratio must be above 0 for there to be something to draw; got 0")
     if dims > 1 and not all(0 <= a < dims for a in axes):
         raise ValueError(f"axes must name spatial axes 0 to {dims - 1}; got {axes}")
-    figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    colours = [plt.get_cmap("viridis")(h / max(1, len(freqs) - 1)) for h in range(len(freqs))]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    colours = [colormaps["viridis"](h / max(1, len(freqs) - 1)) for h in range(len(freqs))]
     _draw_bands(panels[0], freqs, colours)
     _draw_directions(panels[1], freqs, axes if dims > 1 else (0, 0), colours)
     shortest = float(2 * math.pi / freqs.norm(dim=-1).max())
