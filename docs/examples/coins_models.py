@@ -99,7 +99,7 @@ class StridedConvolution(nn.Module):
 
     def __init__(self, dims: int, out_dims: int, hidden: int) -> None:
         super().__init__()
-        self.propose = nn.Conv2d(dims, out_dims, KERNEL, stride=2, padding=1)
+        self.proposal = nn.Conv2d(dims, out_dims, KERNEL, stride=2, padding=1)
         self.norm_proposal = nn.LayerNorm(out_dims)
         self.norm_mlp = nn.LayerNorm(out_dims)
         self.mlp = nn.Sequential(nn.Linear(out_dims, hidden), nn.GELU(), nn.Linear(hidden, out_dims))
@@ -112,7 +112,7 @@ class StridedConvolution(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Tokens of a grid -> tokens of the grid half as fine, each in the middle of its 2 x 2."""
-        image = self.propose(x.transpose(1, 2).unflatten(2, grid.shape))
+        image = self.proposal(x.transpose(1, 2).unflatten(2, grid.shape))
         x = self.norm_proposal(image.flatten(2).transpose(1, 2))
         for _ in range(ITERS):
             x = x + self.norm_mlp(self.mlp(x))
@@ -151,8 +151,8 @@ class GroupingNetwork(nn.Module):
         grid, assignments = pixels, []
         x = self.mixers[0](self.stem(image), grid.shape)
         for grouping, mixer in zip(self.groupings, self.mixers[1:], strict=True):
-            out = grouping(x, grid.spacing, grid.shape, input_origin=grid.origin)
-            grid = Grid(out.out_grid_shape, out.out_spacing, out.out_origin)
+            out = grouping(x, input_grid=grid)
+            grid = out.grid
             x = mixer(out.x_out, grid.shape)
             assignments.append(out.assignment)
         return Coarse(self.classify(x), grid, pixels, compose(assignments))

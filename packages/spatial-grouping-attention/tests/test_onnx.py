@@ -17,26 +17,31 @@ class Masks(torch.nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.layer(x, 0.5, SHAPE)
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.layer(x, 0.5, SHAPE, valid=valid)
         return output.x_out, output.assignment.upsample(output.x_out)
 
 
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )  # the exporter's
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("variant", ["dense", "sparse"])
-def test_exported_layers_agree(variant: str, tmp_path: Path) -> None:
+def test_exported_layers_agree(variant: str, padded: bool, tmp_path: Path) -> None:
     model = Masks(make_layer(variant, iters=2)).eval()
-    x = tokens(SHAPE)
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    inputs = (tokens(SHAPE), torch.ones(2, *SHAPE, dtype=torch.bool))[: 1 + padded]
+    program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
     assert program is not None
     program.save(str(tmp_path / "layer.onnx"))
     session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
-    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        for got, want in zip(results, model(x), strict=True):
-            assert_near(torch.from_numpy(got), want, 1e-5)
+    names = [given.name for given in session.get_inputs()]
+    for first_invalid in (9, 6) if padded else (9,):
+        for valid in inputs[1:]:
+            valid[0, :, first_invalid:] = False
+        results = session.run(None, {name: given.numpy() for name, given in zip(names, inputs, strict=True)})
+        with torch.no_grad():
+            for got, want in zip(results, model(*inputs), strict=True):
+                assert_near(torch.from_numpy(got), want, 1e-5)
 
 
 def test_only_the_reference_is_made_of_standard_operators(monkeypatch: pytest.MonkeyPatch) -> None:
