@@ -133,6 +133,33 @@ def test_far_from_zero(dtype: torch.dtype, device: str) -> None:
 
 
 @everywhere
+def test_many_turns_are_as_exact_as_few(device: str) -> None:
+    """Angles of 1e7 radians, as 1e5 units meet with the shortest waves of a microscope."""
+    q, k, coordinates, freqs = operands(origin=1e5, device=device)
+    freqs = freqs * (1e7 / (coordinates @ freqs.double().flatten(0, 1).T).abs().max()).float()
+    for mine, x in zip(kernels.rotate_positions(q, k, coordinates, freqs), (q, k), strict=True):
+        assert (mine - by_formula(x, coordinates, freqs, 0, True)).abs().max() < 5e-6
+
+
+def test_reducing_turns_does_not_depend_on_fused_operations() -> None:
+    """The kernels' arithmetic in torch, every product once rounded before the subtraction and once after it."""
+    numbers = torch.Generator().manual_seed(0)
+    p = (torch.rand(10_000, generator=numbers) * 2e5).float()
+    w = torch.rand(10_000, generator=numbers) * 16
+
+    def leading_bits(x: Tensor) -> Tensor:
+        return (x.view(torch.int32) & -4096).view(torch.float32)
+
+    p1, w1 = leading_bits(p), leading_bits(w)
+    for a, b in ((p1, w1), (p1, w - w1), (p - p1, w1)):
+        product = a * b
+        nearest = (product + 0.5).floor()
+        assert torch.equal(product - nearest, (a.double() * b.double() - nearest.double()).float())
+        assert torch.equal(product.double(), a.double() * b.double())
+    assert ((p - p1) * (w - w1)).abs().max() < 1
+
+
+@everywhere
 def test_a_token_at_zero_is_copied_bit_by_bit(device: str) -> None:
     q, k, coordinates, freqs = operands(device=device)
     got = kernels.rotate_positions(q, k, coordinates * 0, freqs)
@@ -168,6 +195,23 @@ def test_one_tensor_alone(device: str) -> None:
     assert_near(got, want, 1e-5)
     mine, theirs = (torch.autograd.grad(out.square().sum() + out.sum(), (q, freqs)) for out in (got, want))
     for one, other in zip(mine, theirs, strict=True):
+        assert_near(one, other, 1e-4)
+
+
+@everywhere
+def test_more_samples_than_a_launch_holds(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from RoSE.kernels import launch
+
+    if device == "cpu":
+        monkeypatch.setattr(launch, "_MOST_SAMPLES", 2)
+    batch = 5 if device == "cpu" else 70_000
+    leaves = [x.requires_grad_() for x in operands(batch=batch, tokens=3, batched=True, device=device)]
+    got = kernels.rotate_positions(*leaves)
+    want = [by_formula(x, *leaves[2:], 0, True) for x in leaves[:2]]
+    grads = [torch.randn_like(x) for x in got]
+    mine = torch.autograd.grad(got, leaves, grads)
+    theirs = torch.autograd.grad(want, leaves, [g.double() for g in grads])
+    for one, other in zip((*got, *mine), (*want, *theirs), strict=True):
         assert_near(one, other, 1e-4)
 
 

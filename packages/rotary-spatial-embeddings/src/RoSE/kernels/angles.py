@@ -5,12 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# 2 pi in three parts. The first two have 8 bits, so that their products with whole numbers below 2**16 are exact in
-# float32, with or without fused multiplication: angles up to 4e5 are reduced without loss.
-TURN_1 = tl.constexpr(6.28125)
-TURN_2 = tl.constexpr(253 / 2**17)
-TURN_3 = tl.constexpr(5.070363180161746e-06)
-TURNS = tl.constexpr(0.15915494309189535)
+TURN = tl.constexpr(6.283185307179586)
 
 
 @triton.jit
@@ -27,27 +22,35 @@ def two_parts(x):
 
 
 @triton.jit
+def fraction(turns):
+    """Turns less the nearest whole number of them; exact."""
+    return turns - tl.floor(turns + 0.5)
+
+
+@triton.jit
 def reduced_product(p, p_rest, w, w_rest):
-    """(p + p_rest) * (w + w_rest) less a whole number of turns, in float32 throughout."""
+    """(p + p_rest) * (w + w_rest) turns less a whole number of turns, in float32 throughout.
+
+    The products of parts of 12 bits are exact, and so are their fractions: it does not matter whether a compiler fuses
+    multiplication and subtraction. What is left is below a turn for angles up to 1e7 radians.
+    """
     p1 = leading_bits(p)
     p2 = p - p1
     w1 = leading_bits(w)
     w2 = w - w1
-    largest = p1 * w1
-    turns = tl.floor(largest * TURNS + 0.5)
-    reduced = ((largest - turns * TURN_1) - turns * TURN_2) - turns * TURN_3
-    return reduced + (p1 * w2 + p2 * w1 + (p2 * w2 + (p_rest * w + p * w_rest)))
+    middle = fraction(p1 * w2) + fraction(p2 * w1)
+    return fraction(fraction(p1 * w1) + (middle + (p2 * w2 + (p_rest * w + p * w_rest))))
 
 
 @triton.jit
-def cos_sin(angle):
-    """Cosine and sine of an angle of a few hundred radians at most.
+def cos_sin(turns):
+    """Cosine and sine of an angle of a few turns.
 
     One reduction to an eighth of a turn serves both. The polynomials are those of sinf.c and cosf.c of the Cephes
     library (S. L. Moshier); their error there is below 1e-7.
     """
-    quarters = tl.floor(angle * (4 * TURNS) + 0.5)
-    x = ((angle - quarters * (TURN_1 / 4)) - quarters * (TURN_2 / 4)) - quarters * (TURN_3 / 4)
+    quarters = tl.floor(turns * 4 + 0.5)
+    x = (turns - quarters * 0.25) * TURN
     z = x * x
     s = x + x * z * (-1.6666654611e-1 + z * (8.3321608736e-3 - z * 1.9515295891e-4))
     c = 1.0 - 0.5 * z + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5))
@@ -78,7 +81,7 @@ def position(coordinates, batch, token, exists, axis, prefix, strides, WIDE: tl.
 
 @triton.jit
 def wave_number(freqs, head, plane, axis, strides, rotary_heads, PLANES: tl.constexpr):
-    """One component of the wave vectors of a head in two parts; 0 where nothing rotates."""
+    """One component of the wave vectors of a head, in turns per unit, in two parts; 0 where nothing rotates."""
     pointers = freqs + head * strides[0] + plane * strides[1] + axis * strides[2]
     planes = tl.where(head < rotary_heads, PLANES, 0)
     return two_parts(tl.load(pointers, mask=plane < planes, other=0.0))
@@ -115,9 +118,9 @@ def rotation(
         s = tl.load(s_base + rows[:, None] * sin_strides[2] + plane[None, :] * sin_strides[3], mask=mask, other=0.0)
         return c.to(tl.float32), s.to(tl.float32)
     else:
-        angle = tl.zeros((token.shape[0], plane.shape[0]), tl.float32)
+        turns = tl.zeros((token.shape[0], plane.shape[0]), tl.float32)
         for axis in tl.static_range(AXES):
             p, p_rest = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
             w, w_rest = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
-            angle += reduced_product(p[:, None], p_rest[:, None], w[None, :], w_rest[None, :])
-        return cos_sin(angle)
+            turns += reduced_product(p[:, None], p_rest[:, None], w[None, :], w_rest[None, :])
+        return cos_sin(turns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .angles import base_of, position, rotation, wave_number
+from .angles import TURN, base_of, position, rotation, wave_number
 
 
 @triton.jit
@@ -95,13 +95,11 @@ def store_pairs(
 
 
 @triton.jit
-def program(heads, batches, BLOCK_N: tl.constexpr):
-    """Head, sample and tokens of a program. All are counted on one axis of the grid: the others end at 65,535."""
-    number = tl.program_id(0)
-    head = number % heads
-    batch = number // heads % batches
-    block = number // heads // batches
-    return head, batch, block, block * BLOCK_N + tl.arange(0, BLOCK_N)
+def program(heads, BLOCK_N: tl.constexpr):
+    """Head, sample, block and tokens of a program."""
+    head = tl.program_id(0) % heads
+    block = tl.program_id(0) // heads
+    return head, tl.program_id(1), block, block * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
 @triton.jit
@@ -118,16 +116,16 @@ def turn(
     )
 
 
-@triton.jit(do_not_specialize=["heads", "batches", "tokens", "rotary_heads", "prefix"])
+@triton.jit
 def rotate_forward(
     q, k, q_out, k_out, cos, sin, coordinates, freqs,
     q_strides, k_strides, q_out_strides, k_out_strides, cos_strides, sin_strides, coordinates_strides, freqs_strides,
-    heads, batches, tokens, rotary_heads, prefix,
+    heads, tokens, rotary_heads, prefix,
     CHANNELS: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
     INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Turn q, and k if there is one, by the same angles."""
-    head, batch, _, token = program(heads, batches, BLOCK_N)
+    head, batch, _, token = program(heads, BLOCK_N)
     exists = token < tokens
     plane = tl.arange(0, BLOCK_P)
     c, s = rotation(
@@ -200,15 +198,15 @@ def store_positions(
     pointers = base_of(dcoordinates, batch, head, strides) + rows
     for axis in tl.static_range(AXES):
         w, _ = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
-        tl.store(pointers + axis, tl.sum(dangle * w[None, :], 1), mask=exists & (token >= prefix))
+        tl.store(pointers + axis, tl.sum(dangle * w[None, :], 1) * TURN, mask=exists & (token >= prefix))
 
 
-@triton.jit(do_not_specialize=["heads", "batches", "tokens", "rotary_heads", "prefix"])
+@triton.jit
 def rotate_backward(
     q, k, grad_q, grad_k, dq, dk, cos, sin, coordinates, freqs, dcos, dsin, dcoordinates, dfreqs,
     q_strides, k_strides, grad_q_strides, grad_k_strides, dq_strides, dk_strides, cos_strides, sin_strides,
     coordinates_strides, freqs_strides, dcos_strides, dcoordinates_strides, dfreqs_strides,
-    heads, batches, tokens, rotary_heads, prefix,
+    heads, tokens, rotary_heads, prefix,
     CHANNELS: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
     INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -217,7 +215,7 @@ def rotate_backward(
     Wave vectors are shared by tokens and coordinates by heads: every program stores its own share, and the shares
     are summed afterwards, so the result does not depend on the order of programs.
     """
-    head, batch, block, token = program(heads, batches, BLOCK_N)
+    head, batch, block, token = program(heads, BLOCK_N)
     exists = token < tokens
     plane = tl.arange(0, BLOCK_P)
     c, s = rotation(

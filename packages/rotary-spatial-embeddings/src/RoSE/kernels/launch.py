@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from . import device
 # Channels of a block of tokens. A rotation does little else than move bytes, so one size serves every case: large
 # enough for wide loads by 128 threads, small enough that nothing spills.
 _BLOCK_CHANNELS = 4096
+
+# Samples are the second axis of a launch, which ends here.
+_MOST_SAMPLES = 65_535
 
 # Offsets within one sample and head fit 32 bits below this.
 _NARROW = 2**31
@@ -59,12 +63,15 @@ def given(cos: Tensor, sin: Tensor) -> dict[str, Any]:
 
 
 def computed(coordinates: Tensor, freqs: Tensor, prefix: int) -> dict[str, Any]:
-    """Angles by positions (B, N - prefix, axes) and wave vectors (heads, planes, axes)."""
+    """Angles by positions (B, N - prefix, axes) and wave vectors (heads, planes, axes).
+
+    The kernels count in turns, because whole turns can be taken off exactly in any precision.
+    """
     return {
         "cos": None,
         "sin": None,
         "coordinates": coordinates,
-        "freqs": freqs,
+        "freqs": freqs.to(torch.float64) / (2 * math.pi),
         "rotary_heads": freqs.shape[0],
         "prefix": prefix,
         "PLANES": freqs.shape[1],
@@ -75,23 +82,31 @@ def computed(coordinates: Tensor, freqs: Tensor, prefix: int) -> dict[str, Any]:
 def _launch(
     kernel: Any, like: Tensor, tensors: dict[str, Tensor | None], angles: dict[str, Any], interleaved: bool
 ) -> None:
-    batch, heads, tokens, channels = like.shape
+    if like.numel() == 0:
+        return
     operands = tensors | angles
+    for start in range(0, like.shape[0], _MOST_SAMPLES):
+        part = {
+            name: x[start : start + _MOST_SAMPLES] if isinstance(x, Tensor) and name != "freqs" else x
+            for name, x in operands.items()
+        }
+        _launch_part(kernel, like[start : start + _MOST_SAMPLES], part, interleaved)
+
+
+def _launch_part(kernel: Any, like: Tensor, operands: dict[str, Any], interleaved: bool) -> None:
+    batch, heads, tokens, channels = like.shape
     strides = {
         name: None if (x := operands[name.removesuffix("_strides")]) is None else x.stride()
         for name in kernel.arg_names
         if name.endswith("_strides")
     }
-    if like.numel() == 0:
-        return
     block = block_of_tokens(channels)
     # Triton launches on the current device, wherever the operands are.
     with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-        kernel[(heads * batch * triton.cdiv(tokens, block),)](
+        kernel[heads * triton.cdiv(tokens, block), batch](
             **operands,
             **strides,
             heads=heads,
-            batches=batch,
             tokens=tokens,
             CHANNELS=channels,
             BLOCK_N=block,
