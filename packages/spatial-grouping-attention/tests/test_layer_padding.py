@@ -155,11 +155,13 @@ def assert_nothing_of_padding(output: GroupingOutput, valid: Tensor, sample: int
     labels = output.assignment.labels()[sample]
     assert torch.equal(labels < 0, ~real)
     assert real_groups[labels[real]].all()
+    of_groups = torch.ones_like(output.x_out).masked_fill(~output.valid.unsqueeze(-1), math.nan)
+    of_tokens = of_groups.new_ones(*valid.flatten(1).shape, 1).masked_fill(~valid.flatten(1).unsqueeze(-1), math.nan)
     for hard in (False, True):
-        ones = output.assignment.upsample(torch.ones_like(output.x_out), hard=hard)[sample]
-        assert_near(ones[:, 0], real.double(), 1e-6)
-        down = output.assignment.pool(torch.ones_like(ones).expand(valid.shape[0], -1, -1), hard=hard)[sample]
-        assert down[~real_groups].eq(0).all()
+        assert_near(output.assignment.upsample(of_groups, hard=hard)[sample, :, 0], real.double(), 1e-6)
+        for down in (output.assignment.pool(of_tokens, hard=hard), output.assignment.sum(of_tokens, hard=hard)):
+            assert down[sample].isfinite().all()
+            assert down[sample, ~real_groups].eq(0).all()
 
 
 def test_stages_hand_validity_on_and_chains_know_it() -> None:
