@@ -107,11 +107,12 @@ def token_major(rows: int, size: int, dtype: torch.dtype, heads: int = 8) -> Ten
     return torch.empty(1, rows, heads, size, dtype=dtype).transpose(1, 2)
 
 
-def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *, bias: bool) -> None:
+def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *, bias: bool = False, masks: bool = False) -> None:
     """All passes of both operators."""
     q, k = token_major(relation.num_groups, size, dtype), token_major(relation.num_inputs, size, dtype)
     table = torch.empty(8, *relation.window) if bias else None
-    pooling = Operands(q, k, k, relation, 1.0, table)
+    valid = [torch.empty(1, rows, dtype=torch.bool) for rows in (relation.num_inputs, relation.num_groups)]
+    pooling = Operands(q, k, k, relation, 1.0, table, *(valid if masks else ()))
     pooled = Pooled(q, torch.empty(q.shape[:3]), torch.empty(k.shape[:3]))
     passes.pool(pooling, None)
     passes.pool_backward(pooling, pooled, q, pooled.log_mass, pooled.lse)
@@ -147,12 +148,13 @@ def main() -> None:
     volume = Neighbourhood((64,) * 3, (32,) * 3, 2, 3, 1, 3)
     half, full = torch.bfloat16, torch.float32
     cases: dict[str, Any] = {
-        "2-D, heads of 32, bf16": lambda: group(plane, 32, half, bias=False),
+        "2-D, heads of 32, bf16": lambda: group(plane, 32, half),
         "2-D, heads of 32, bf16, bias": lambda: group(plane, 32, half, bias=True),
-        "3-D, heads of 32, bf16": lambda: group(volume, 32, half, bias=False),
-        "2-D, heads of 128, bf16": lambda: group(plane, 128, half, bias=False),
-        "2-D, heads of 32, float32": lambda: group(plane, 32, full, bias=False),
-        "2-D, heads of 128, float32": lambda: group(plane, 128, full, bias=False),
+        "2-D, heads of 32, bf16, bias, masks": lambda: group(plane, 32, half, bias=True, masks=True),
+        "3-D, heads of 32, bf16": lambda: group(volume, 32, half),
+        "2-D, heads of 128, bf16": lambda: group(plane, 128, half),
+        "2-D, heads of 32, float32": lambda: group(plane, 32, full),
+        "2-D, heads of 128, float32": lambda: group(plane, 128, full),
         "rotation, heads of 64, bf16, interleaved": lambda: rotate(64, half, interleaved=True),
         "rotation, heads of 64, bf16, half": lambda: rotate(64, half, interleaved=False),
         "rotation, heads of 64, float32, interleaved": lambda: rotate(64, full, interleaved=True),

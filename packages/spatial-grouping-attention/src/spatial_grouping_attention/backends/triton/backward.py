@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .bundles import Head, Slots
 from .relation import work_of_program
-from .rows import load_rows, load_scalars, store_rows, store_scalars
+from .rows import load_qk, load_scalars, load_uv, store_qk, store_scalars, store_uv
 from .sides import (
     logits_by_group,
     logits_by_token,
@@ -72,8 +72,8 @@ def group_deltas(grad, out, grad_mass, delta, heads, number, FORM: tl.constexpr)
     work = Head(tl.program_id(1), tl.program_id(0) % heads)
     index = tl.program_id(0) // heads * FORM.block + tl.arange(0, FORM.block)
     groups = Slots(index, index < number, index < number, None)
-    g_tile = load_rows(grad, work, groups, FORM.uv, FORM)
-    out_tile = load_rows(out, work, groups, FORM.uv, FORM)
+    g_tile = load_uv(grad, work, groups, FORM)
+    out_tile = load_uv(out, work, groups, FORM)
     group_delta = products_of_rows(g_tile, out_tile) - load_scalars(grad_mass, work, groups)
     store_scalars(delta, work, groups, group_delta)
 
@@ -86,17 +86,17 @@ def pool_backward_tokens(
     work = work_of_program(sizes, FORM)
     tokens, box = tile_of_tokens(x, work, sizes, FORM)
     normaliser, tokens = normalised(tokens, x, lse, work)
-    k_tile = load_rows(x.k, work, tokens, FORM.qk, FORM)
-    v_tile = load_rows(v, work, tokens, FORM.uv, FORM)
-    dk_tile = tl.full((FORM.tile_rows, FORM.qk.padded), 0.0, tl.float32)
-    dv_tile = tl.full((FORM.tile_rows, FORM.uv.padded), 0.0, tl.float32)
+    k_tile = load_qk(x.k, work, tokens, FORM)
+    v_tile = load_uv(v, work, tokens, FORM)
+    dk_tile = tl.full((FORM.tile_rows, FORM.qk_padded), 0.0, tl.float32)
+    dv_tile = tl.full((FORM.tile_rows, FORM.uv_padded), 0.0, tl.float32)
     # sum_j A_ij q_j and sum_j dT_ij: what the gradient of the normaliser multiplies and what it is made of.
-    expected_q = tl.full((FORM.tile_rows, FORM.qk.padded), 0.0, tl.float32)
+    expected_q = tl.full((FORM.tile_rows, FORM.qk_padded), 0.0, tl.float32)
     received = tl.full((FORM.tile_rows,), 0.0, tl.float32)
     for step in range((FORM.box_rows + FORM.block - 1) // FORM.block):
         groups = step_of_groups(step, x, work, box, sizes, FORM)
-        q_tile = load_rows(x.q, work, groups, FORM.qk, FORM)
-        g_tile = load_rows(grad, work, groups, FORM.uv, FORM)
+        q_tile = load_qk(x.q, work, groups, FORM)
+        g_tile = load_uv(grad, work, groups, FORM)
         scores = logits_by_token(tokens, groups, k_tile, q_tile, x, work, sizes, FORM) - normaliser[:, None]
         products = tl.dot(v_tile, tl.trans(g_tile), input_precision=FORM.precision)
         shares = tl.exp(scores - load_masses(log_mass, work, groups)[None, :])
@@ -112,9 +112,9 @@ def pool_backward_tokens(
     if OWN_LSE:
         gradient += load_scalars(grad_lse, work, tokens)
         dk_tile += gradient[:, None] * expected_q
-    store_rows(dv, work, tokens, dv_tile, FORM.uv, FORM)
+    store_uv(dv, work, tokens, dv_tile, FORM)
     store_scalars(dlse, work, tokens, gradient)
-    store_rows(dk, work, tokens, dk_tile * sizes.scale, FORM.qk, FORM)
+    store_qk(dk, work, tokens, dk_tile * sizes.scale, FORM)
 
 
 @triton.jit
@@ -125,17 +125,17 @@ def pool_backward_groups(
     work = work_of_program(sizes, FORM)
     groups = tile_of_groups(x, work, sizes, FORM)
     start, extent = members(work, sizes, FORM)
-    q_tile = load_rows(x.q, work, groups, FORM.qk, FORM)
-    g_tile = load_rows(grad, work, groups, FORM.uv, FORM)
+    q_tile = load_qk(x.q, work, groups, FORM)
+    g_tile = load_uv(grad, work, groups, FORM)
     mass = load_masses(log_mass, work, groups)
     group_delta = load_scalars(delta, work, groups)
-    dq_tile = tl.full((FORM.tile_rows, FORM.qk.padded), 0.0, tl.float32)
+    dq_tile = tl.full((FORM.tile_rows, FORM.qk_padded), 0.0, tl.float32)
     table = tl.full((FORM.window_padded,), 0.0, tl.float32)
     for step in range((extent[0] * extent[1] * extent[2] + FORM.block - 1) // FORM.block):
         tokens = step_of_tokens(step, x, work, start, extent, sizes, FORM)
         normaliser, tokens = normalised(tokens, x, lse, work)
-        k_tile = load_rows(x.k, work, tokens, FORM.qk, FORM)
-        v_tile = load_rows(v, work, tokens, FORM.uv, FORM)
+        k_tile = load_qk(x.k, work, tokens, FORM)
+        v_tile = load_uv(v, work, tokens, FORM)
         scores, entry = logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM)
         scores -= normaliser[None, :]
         products = tl.dot(g_tile, tl.trans(v_tile), input_precision=FORM.precision)
@@ -145,7 +145,7 @@ def pool_backward_groups(
         dq_tile = tl.dot(dscores.to(FORM.product), k_tile, dq_tile, input_precision=FORM.precision)
         table = with_shares_of_bias(table, dscores, entry, x, FORM)
 
-    store_rows(dq, work, groups, dq_tile * sizes.scale, FORM.qk, FORM)
+    store_qk(dq, work, groups, dq_tile * sizes.scale, FORM)
     store_shares_of_bias(dbias, table, x, work, FORM)
 
 
@@ -155,22 +155,22 @@ def assign_backward_tokens(x, u, grad, out, lse, grad_lse, dk, delta, sizes, FOR
     work = work_of_program(sizes, FORM)
     tokens, box = tile_of_tokens(x, work, sizes, FORM)
     normaliser, tokens = normalised(tokens, x, lse, work)
-    k_tile = load_rows(x.k, work, tokens, FORM.qk, FORM)
-    g_tile = load_rows(grad, work, tokens, FORM.uv, FORM)
-    out_tile = load_rows(out, work, tokens, FORM.uv, FORM)
+    k_tile = load_qk(x.k, work, tokens, FORM)
+    g_tile = load_uv(grad, work, tokens, FORM)
+    out_tile = load_uv(out, work, tokens, FORM)
     token_delta = products_of_rows(g_tile, out_tile) - load_scalars(grad_lse, work, tokens)
-    dk_tile = tl.full((FORM.tile_rows, FORM.qk.padded), 0.0, tl.float32)
+    dk_tile = tl.full((FORM.tile_rows, FORM.qk_padded), 0.0, tl.float32)
     for step in range((FORM.box_rows + FORM.block - 1) // FORM.block):
         groups = step_of_groups(step, x, work, box, sizes, FORM)
-        q_tile = load_rows(x.q, work, groups, FORM.qk, FORM)
-        u_tile = load_rows(u, work, groups, FORM.uv, FORM)
+        q_tile = load_qk(x.q, work, groups, FORM)
+        u_tile = load_uv(u, work, groups, FORM)
         scores = logits_by_token(tokens, groups, k_tile, q_tile, x, work, sizes, FORM) - normaliser[:, None]
         products = tl.dot(g_tile, tl.trans(u_tile), input_precision=FORM.precision)
         dscores = tl.exp(scores) * (products - token_delta[:, None])
         dk_tile = tl.dot(dscores.to(FORM.product), q_tile, dk_tile, input_precision=FORM.precision)
 
     store_scalars(delta, work, tokens, token_delta)
-    store_rows(dk, work, tokens, dk_tile * sizes.scale, FORM.qk, FORM)
+    store_qk(dk, work, tokens, dk_tile * sizes.scale, FORM)
 
 
 @triton.jit
@@ -179,16 +179,16 @@ def assign_backward_groups(x, u, grad, lse, delta, dq, du, dbias, sizes, FORM: t
     work = work_of_program(sizes, FORM)
     groups = tile_of_groups(x, work, sizes, FORM)
     start, extent = members(work, sizes, FORM)
-    q_tile = load_rows(x.q, work, groups, FORM.qk, FORM)
-    u_tile = load_rows(u, work, groups, FORM.uv, FORM)
-    dq_tile = tl.full((FORM.tile_rows, FORM.qk.padded), 0.0, tl.float32)
-    du_tile = tl.full((FORM.tile_rows, FORM.uv.padded), 0.0, tl.float32)
+    q_tile = load_qk(x.q, work, groups, FORM)
+    u_tile = load_uv(u, work, groups, FORM)
+    dq_tile = tl.full((FORM.tile_rows, FORM.qk_padded), 0.0, tl.float32)
+    du_tile = tl.full((FORM.tile_rows, FORM.uv_padded), 0.0, tl.float32)
     table = tl.full((FORM.window_padded,), 0.0, tl.float32)
     for step in range((extent[0] * extent[1] * extent[2] + FORM.block - 1) // FORM.block):
         tokens = step_of_tokens(step, x, work, start, extent, sizes, FORM)
         normaliser, tokens = normalised(tokens, x, lse, work)
-        k_tile = load_rows(x.k, work, tokens, FORM.qk, FORM)
-        g_tile = load_rows(grad, work, tokens, FORM.uv, FORM)
+        k_tile = load_qk(x.k, work, tokens, FORM)
+        g_tile = load_uv(grad, work, tokens, FORM)
         scores, entry = logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM)
         weights = tl.exp(scores - normaliser[None, :])
         products = tl.dot(u_tile, tl.trans(g_tile), input_precision=FORM.precision)
@@ -197,6 +197,6 @@ def assign_backward_groups(x, u, grad, lse, delta, dq, du, dbias, sizes, FORM: t
         dq_tile = tl.dot(dscores.to(FORM.product), k_tile, dq_tile, input_precision=FORM.precision)
         table = with_shares_of_bias(table, dscores, entry, x, FORM)
 
-    store_rows(dq, work, groups, dq_tile * sizes.scale, FORM.qk, FORM)
-    store_rows(du, work, groups, du_tile, FORM.uv, FORM)
+    store_qk(dq, work, groups, dq_tile * sizes.scale, FORM)
+    store_uv(du, work, groups, du_tile, FORM)
     store_shares_of_bias(dbias, table, x, work, FORM)

@@ -45,13 +45,6 @@ class Sizes(NamedTuple):
     """Positions from 0 to the end of the longest phase."""
 
 
-class Channels(NamedTuple):
-    """Channels of a row, and with those that pad it for products."""
-
-    number: int
-    padded: int
-
-
 class Form(NamedTuple):
     """What a kernel is compiled for; triples are one per axis."""
 
@@ -73,10 +66,12 @@ class Form(NamedTuple):
     """Product of ``box``."""
     block: int
     """Rows of the other side per step."""
-    qk: Channels
-    """Of queries and keys."""
-    uv: Channels
-    """Of values."""
+    qk: int
+    """Channels of queries and keys, and with those that pad them for products."""
+    qk_padded: int
+    uv: int
+    """Channels of values, likewise."""
+    uv_padded: int
     product: Any
     """What products are computed in."""
     precision: str

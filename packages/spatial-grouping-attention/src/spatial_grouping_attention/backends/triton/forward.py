@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .bundles import Running
 from .relation import work_of_program
-from .rows import load_rows, store_rows, store_scalars
+from .rows import load_qk, load_uv, store_scalars, store_uv
 from .sides import (
     logits_by_group,
     logits_by_token,
@@ -33,7 +33,7 @@ def nothing_yet(FORM: tl.constexpr):
     return Running(
         tl.full((FORM.tile_rows,), LOWEST, tl.float32),
         tl.full((FORM.tile_rows,), 0.0, tl.float32),
-        tl.full((FORM.tile_rows, FORM.uv.padded), 0.0, tl.float32),
+        tl.full((FORM.tile_rows, FORM.uv_padded), 0.0, tl.float32),
     )
 
 
@@ -46,7 +46,7 @@ def added(running, scores, values, work, slots, FORM: tl.constexpr):
     total = running.total * rescale + tl.sum(weights, 1)
     summed = running.summed
     if values is not None:
-        value_tile = load_rows(values, work, slots, FORM.uv, FORM)
+        value_tile = load_uv(values, work, slots, FORM)
         summed = summed * rescale[:, None]
         summed = tl.dot(weights.to(FORM.product), value_tile, summed, input_precision=FORM.precision)
     return Running(highest, total, summed)
@@ -57,11 +57,11 @@ def token_forward(x, u, lse, out, sizes, FORM: tl.constexpr):
     """Normalisers of a tile of tokens, and with ``u`` the groups' values as the tokens mix them."""
     work = work_of_program(sizes, FORM)
     tokens, box = tile_of_tokens(x, work, sizes, FORM)
-    k_tile = load_rows(x.k, work, tokens, FORM.qk, FORM)
+    k_tile = load_qk(x.k, work, tokens, FORM)
     running = nothing_yet(FORM)
     for step in range((FORM.box_rows + FORM.block - 1) // FORM.block):
         groups = step_of_groups(step, x, work, box, sizes, FORM)
-        q_tile = load_rows(x.q, work, groups, FORM.qk, FORM)
+        q_tile = load_qk(x.q, work, groups, FORM)
         scores = logits_by_token(tokens, groups, k_tile, q_tile, x, work, sizes, FORM)
         running = added(running, scores, u, work, groups, FORM)
 
@@ -70,7 +70,7 @@ def token_forward(x, u, lse, out, sizes, FORM: tl.constexpr):
     store_scalars(lse, work, tokens, tl.where(in_some_group, running.highest + tl.log(total), float("inf")))
     if u is not None:
         mixed = tl.where(in_some_group[:, None], running.summed / total[:, None], 0.0)
-        store_rows(out, work, tokens, mixed, FORM.uv, FORM)
+        store_uv(out, work, tokens, mixed, FORM)
 
 
 @triton.jit
@@ -79,16 +79,16 @@ def group_forward(x, v, lse, log_mass, out, sizes, FORM: tl.constexpr):
     work = work_of_program(sizes, FORM)
     groups = tile_of_groups(x, work, sizes, FORM)
     start, extent = members(work, sizes, FORM)
-    q_tile = load_rows(x.q, work, groups, FORM.qk, FORM)
+    q_tile = load_qk(x.q, work, groups, FORM)
     running = nothing_yet(FORM)
     for step in range((extent[0] * extent[1] * extent[2] + FORM.block - 1) // FORM.block):
         tokens = step_of_tokens(step, x, work, start, extent, sizes, FORM)
         normaliser, tokens = normalised(tokens, x, lse, work)
-        k_tile = load_rows(x.k, work, tokens, FORM.qk, FORM)
+        k_tile = load_qk(x.k, work, tokens, FORM)
         scores, _ = logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM)
         running = added(running, scores - normaliser[None, :], v, work, tokens, FORM)
 
     empty = running.total == 0.0
     total = tl.where(empty, 1.0, running.total)
     store_scalars(log_mass, work, groups, tl.where(empty, -float("inf"), running.highest + tl.log(total)))
-    store_rows(out, work, groups, running.summed / total[:, None], FORM.uv, FORM)
+    store_uv(out, work, groups, running.summed / total[:, None], FORM)

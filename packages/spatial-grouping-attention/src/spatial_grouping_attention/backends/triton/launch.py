@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...geometry import remembered
 from ..operands import Operands
-from .bundles import Channels, Form, Inputs, Rows, Sizes
+from .bundles import Form, Inputs, Rows, Sizes
 from .layout import Layout, Triple, layout_of
 from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, token_plans
 
@@ -133,8 +133,10 @@ def _form(layout: Layout, plan: Plan, head_size: int, channels: int, dtype: torc
         box=box,
         box_rows=math.prod(box),
         block=plan.block,
-        qk=Channels(head_size, _padded(head_size)),
-        uv=Channels(channels, _padded(channels)),
+        qk=head_size,
+        qk_padded=_padded(head_size),
+        uv=channels,
+        uv_padded=_padded(channels),
         product=tl.float32 if INTERPRETED else _PRODUCT[dtype],
         precision=_PRECISION,
         wide=wide,

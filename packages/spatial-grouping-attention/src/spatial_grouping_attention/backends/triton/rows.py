@@ -16,36 +16,49 @@ def rows_of(x, work):
 
 
 @triton.jit
-def row_pointers(x, work, slots, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
+def row_pointers(x, work, slots, PADDED: tl.constexpr, WIDE: tl.constexpr):
     """Pointers to all channels of rows."""
     index = slots.index
     if WIDE:
         index = index.to(tl.int64)
-    channel = tl.arange(0, CHANNELS.padded)
-    return rows_of(x, work) + index[:, None] * x.strides[2] + channel[None, :] * x.strides[3]
+    return rows_of(x, work) + index[:, None] * x.strides[2] + tl.arange(0, PADDED)[None, :] * x.strides[3]
 
 
 @triton.jit
-def row_mask(there, CHANNELS: tl.constexpr):
+def row_mask(there, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
     """Which elements of a block of rows exist."""
     mask = there[:, None]
-    if CHANNELS.number != CHANNELS.padded:
-        mask = mask & (tl.arange(0, CHANNELS.padded) < CHANNELS.number)[None, :]
+    if CHANNELS != PADDED:
+        mask = mask & (tl.arange(0, PADDED) < CHANNELS)[None, :]
     return mask
 
 
 @triton.jit
-def load_rows(x, work, slots, CHANNELS: tl.constexpr, FORM: tl.constexpr):
-    """Rows of tokens or groups, ready for products; zeros where none takes part."""
-    pointers = row_pointers(x, work, slots, CHANNELS, FORM.wide)
-    return tl.load(pointers, mask=row_mask(slots.takes_part, CHANNELS), other=0.0).to(FORM.product)
+def load_qk(x, work, slots, FORM: tl.constexpr):
+    """Rows of queries or keys, ready for products; zeros where none takes part."""
+    pointers = row_pointers(x, work, slots, FORM.qk_padded, FORM.wide)
+    return tl.load(pointers, mask=row_mask(slots.takes_part, FORM.qk, FORM.qk_padded), other=0.0).to(FORM.product)
 
 
 @triton.jit
-def store_rows(x, work, slots, values, CHANNELS: tl.constexpr, FORM: tl.constexpr):
-    """Store rows of tokens or groups in the result's dtype."""
-    pointers = row_pointers(x, work, slots, CHANNELS, FORM.wide)
-    tl.store(pointers, values.to(x.start.dtype.element_ty), mask=row_mask(slots.exists, CHANNELS))
+def load_uv(x, work, slots, FORM: tl.constexpr):
+    """The same of values, or of what has their channels."""
+    pointers = row_pointers(x, work, slots, FORM.uv_padded, FORM.wide)
+    return tl.load(pointers, mask=row_mask(slots.takes_part, FORM.uv, FORM.uv_padded), other=0.0).to(FORM.product)
+
+
+@triton.jit
+def store_qk(x, work, slots, rows, FORM: tl.constexpr):
+    """Store rows of a gradient of queries or keys, in its dtype."""
+    pointers = row_pointers(x, work, slots, FORM.qk_padded, FORM.wide)
+    tl.store(pointers, rows.to(x.start.dtype.element_ty), mask=row_mask(slots.exists, FORM.qk, FORM.qk_padded))
+
+
+@triton.jit
+def store_uv(x, work, slots, rows, FORM: tl.constexpr):
+    """The same of what has the values' channels."""
+    pointers = row_pointers(x, work, slots, FORM.uv_padded, FORM.wide)
+    tl.store(pointers, rows.to(x.start.dtype.element_ty), mask=row_mask(slots.exists, FORM.uv, FORM.uv_padded))
 
 
 @triton.jit
