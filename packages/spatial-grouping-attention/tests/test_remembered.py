@@ -45,7 +45,8 @@ def assert_same(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
 
 def test_equal_geometries_are_one() -> None:
     arguments = ((8, 6), (4, 3), (2, 2), (3, 3), (1, 1), (3, 3), (1, 1))
-    assert relate(*arguments) is relate(*arguments)
+    assert relate(*arguments) is relate(*arguments) == Neighbourhood(*arguments)
+    assert relate(*arguments) is Neighbourhood.from_integers(Neighbourhood(*arguments).integers())
     integers = seen(40).integers()
     assert Neighbourhood.from_integers(integers) is Neighbourhood.from_integers(list(integers))
     assert Neighbourhood.from_integers(integers) == seen(40)

@@ -150,7 +150,6 @@ class Neighbourhood:
         ]
 
 
-@remembered(1024)
 def relate(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
@@ -161,7 +160,7 @@ def relate(
     dilation: tuple[int, ...],
 ) -> Neighbourhood:
     """The :class:`Neighbourhood` of these entries, checked once for all calls that name the same."""
-    return Neighbourhood(input_shape, output_shape, stride, kernel_size, padding, window, dilation)
+    return _rebuild((*input_shape, *output_shape, *stride, *kernel_size, *padding, *window, *dilation))
 
 
 @remembered(1024)
