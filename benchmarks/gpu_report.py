@@ -367,18 +367,24 @@ def flex_form(relation: Any) -> Callable[..., Any]:
     return group
 
 
+def form(name: str, relation: Any, backend: str) -> Callable[..., Any]:
+    """A public operator by a backend, as a function of its tensors."""
+    from spatial_grouping_attention import functional
+
+    operator = getattr(functional, name)
+    return lambda q, k, v: operator(q, k, v, relation, backend=backend)
+
+
+def token_major(*shape: int) -> Tensor:
+    """Random (B, H, rows, channels) in bf16 that lie as projections leave them."""
+    batch, heads, rows, channels = shape
+    x = torch.randn(batch, rows, heads, channels, device="cuda", dtype=torch.bfloat16)
+    return x.transpose(1, 2).requires_grad_()
+
+
 def grouping(report: Report) -> None:
-    """Windowed grouping, its transpose, and dense grouping; 8 heads in bf16."""
-    from spatial_grouping_attention import Neighbourhood, functional
-
-    def form(name: str, relation: Any, backend: str) -> Callable[..., Any]:
-        operator = getattr(functional, name)
-        return lambda q, k, v: operator(q, k, v, relation, backend=backend)
-
-    def token_major(*shape: int) -> Tensor:
-        batch, heads, rows, channels = shape
-        x = torch.randn(batch, rows, heads, channels, device="cuda", dtype=torch.bfloat16)
-        return x.transpose(1, 2).requires_grad_()
+    """Windowed grouping and its transpose; 8 heads in bf16."""
+    from spatial_grouping_attention import Neighbourhood
 
     cases = {
         "512x512 -> 256x256, heads of 32": (Neighbourhood((512, 512), (256, 256), 2, 3, 1, 3), 32),
@@ -420,6 +426,9 @@ def grouping(report: Report) -> None:
                         )
                 report.section(f"{name}, {title}, {way}", moved, contenders)
 
+
+def dense_grouping(report: Report) -> None:
+    """Every token sees every group; 8 heads in bf16."""
     q = token_major(1, 8, 2048, 64)
     k, v = (token_major(1, 8, 16384, 64) for _ in range(2))
 
@@ -504,6 +513,7 @@ def main() -> None:
     result["rates"] = machine_rates(report)
     rotation(report)
     grouping(report)
+    dense_grouping(report)
     result["measurements"] = report.sections
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1, default=str) + "\n")

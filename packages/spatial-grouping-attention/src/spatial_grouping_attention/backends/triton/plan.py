@@ -106,6 +106,9 @@ def _step(row_bytes: int) -> int:
 
 _CHOSEN: dict[Hashable, Plan] = {}
 
+# Classes that are remembered; far more than a process meets.
+_MOST_CLASSES = 4096
+
 
 def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[Plan], R]) -> R:
     """Run with the plan of a class of calls, timing all candidates where the class is new.
@@ -125,6 +128,8 @@ def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[P
         if len(plans) > 1 and torch.cuda.is_current_stream_capturing():
             plan = plans[0]
         else:
+            if len(_CHOSEN) >= _MOST_CLASSES:
+                _CHOSEN.clear()
             plan = _CHOSEN[key] = plans[0] if len(plans) == 1 else min(plans, key=lambda p: _time(run, p))
     return run(plan)
 
