@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 from .assignment import Assignment, Movable
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(eq=False, init=False)
 class GroupingOutput(Movable, Mapping[str, Any]):
     """Features of the groups, where the groups lie, and which tokens belong to them.
 
     Reads like a dataclass (``output.x_out``) and like a dict (``output["x_out"]``, ``**output``), and is a
     pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks. Code that walks through nested
-    containers rebuilds a mapping from a mapping, so one mapping of all fields stands for the fields.
+    containers, to move or to cast what models return, rebuilds a mapping from one mapping of all its items, or sets the
+    fields of a dataclass one by one: both can be done here.
     """
 
     x_out: Tensor
@@ -51,12 +52,12 @@ class GroupingOutput(Movable, Mapping[str, Any]):
                 raise TypeError(f"a mapping in place of the fields must have the keys {names}; got {list(x_out)}")
             values = (x_out[name] for name in names)
         for name, value in zip(names, values, strict=True):
-            object.__setattr__(self, name, value)
+            setattr(self, name, value)
 
     @property
     def grid(self) -> Grid:
         """Where the groups lie: ``out_grid_shape``, ``out_spacing`` and ``out_origin`` in one."""
-        return Grid(self.out_grid_shape, self.out_spacing, self.out_origin)
+        return Grid.derived(self.out_grid_shape, self.out_spacing, self.out_origin)
 
     def __getitem__(self, name: str) -> Any:
         """A field by its name."""

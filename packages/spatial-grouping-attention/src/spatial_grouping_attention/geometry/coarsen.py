@@ -55,7 +55,7 @@ def _coarsen_numbers(
     stride: tuple[int, ...],
     padding: tuple[int, ...],
 ) -> Grid:
-    return Grid(
+    return Grid.derived(
         coarse_shape(shape, kernel_size, stride, padding),
         tuple(d * s for d, s in zip(spacing, stride, strict=True)),
         tuple(o + c * d for o, c, d in zip(origin, _centres(kernel_size, padding), spacing, strict=True)),
@@ -72,7 +72,7 @@ def _coarsen_tensors(grid: Grid, kernel_size: Sequence[int], stride: Sequence[in
         for x in (grid.spacing, grid.origin, tuple(stride), _centres(kernel_size, padding))
     )
     shape = coarse_shape(grid.shape, kernel_size, stride, padding)
-    return Grid(shape, (step * s).to(dtype), (start + step * c).to(dtype))
+    return Grid.derived(shape, (step * s).to(dtype), (start + step * c).to(dtype))
 
 
 def _centres(kernel_size: Sequence[int], padding: Sequence[int]) -> tuple[float, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from RoSE import Grid
 from RoSE.positions import as_grid
 from RoSE.validation import require_boolean, require_floating, require_per_axis, require_sizes, require_valid
@@ -81,7 +80,7 @@ def place_tokens(
         raise ValueError(f"mask must have shape {(batch, *sizes)} (B, *grid); got {tuple(mask.shape)}")
     return TokenGrid(
         placed,
-        placed if _starts_at_zero(placed) else Grid(sizes, placed.spacing),
+        placed if _starts_at_zero(placed) else Grid.derived(sizes, placed.spacing, (0.0,) * len(sizes)),
         None if mask is None else mask.flatten(1),
         None if valid is None else require_valid(valid, batch, sizes),
     )
@@ -117,4 +116,4 @@ def _placed(
 
 
 def _starts_at_zero(grid: Grid) -> bool:
-    return not isinstance(grid.origin, torch.Tensor) and not any(grid.origin)
+    return not isinstance(grid.origin, Tensor) and not any(grid.origin)

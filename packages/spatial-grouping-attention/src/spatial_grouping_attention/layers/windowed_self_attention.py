@@ -186,5 +186,5 @@ class WindowedSelfAttention(nn.Module):
 def _for_two(frame: Grid) -> Grid:
     """The grid of two batches, one after the other."""
     if isinstance(frame.spacing, Tensor) and frame.spacing.ndim == 2:
-        return Grid(frame.shape, frame.spacing.repeat(2, 1))
+        return Grid.derived(frame.shape, frame.spacing.repeat(2, 1), frame.origin)
     return frame
