@@ -98,7 +98,7 @@ def _kernels_serve(x: Tensor, *others: Tensor) -> bool:
 
 
 def _are_ordinary(*tensors: Tensor) -> bool:
-    return all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    return {Tensor, torch.nn.Parameter}.issuperset(map(type, tensors))
 
 
 def _is_transformed() -> bool:

@@ -266,9 +266,10 @@ class RotarySpatialEmbedding(nn.Module):
             (turned,) = self._rotated({"x": row}, where._replace(coordinates=flat), layout)
             return (rewrap(turned.squeeze(0), x),)
         prefix = where.num_prefix_tokens
-        counts = [require_features(name, t, layout, self.heads, prefix) for name, t in features.items()]
+        heads = self.heads
+        counts = [require_features(name, t, layout, heads, prefix) for name, t in features.items()]
         batch, tokens = counts[0]
-        if any(more != tokens for _, more in counts[1:]):
+        if counts[-1][1] != tokens:
             raise ValueError(
                 "q and k must have the same number of tokens unless k is given positions of its own "
                 f"(k_grid_shape, k_spacing or k_coordinates); got {tokens} and {counts[1][1]}"
@@ -278,7 +279,7 @@ class RotarySpatialEmbedding(nn.Module):
             require_batch(positions, batch)
         if not self.freqs.numel():
             return tuple(features.values())
-        return rotate_at(positions, self.freqs, list(features.values()), prefix, layout, self.heads)
+        return rotate_at(positions, self.freqs, list(features.values()), prefix, layout, heads)
 
     def angles(
         self, positions: Tensor, dtype: torch.dtype = torch.float32, *, num_prefix_tokens: int = 0

@@ -93,8 +93,10 @@ class Grid:
     @property
     def batch(self) -> int | None:
         """Samples that have a spacing or origin of their own; None where all share one."""
-        given = (v for v in (self.spacing, self.origin) if isinstance(v, Tensor) and v.dim() == 2)
-        return next((v.shape[0] for v in given), None)
+        for value in (self.spacing, self.origin):
+            if isinstance(value, Tensor) and value.dim() == 2:
+                return value.shape[0]
+        return None
 
     def to(self, device: torch.device | str | None = None, *, non_blocking: bool = False) -> Grid:
         """The grid with tensor spacing and origin on another device; what is plain numbers stays."""
@@ -118,18 +120,17 @@ class Grid:
         """
         dtype = torch.float64 if dtype is None else dtype
         if device is None:
-            device = next((v.device for v in (self.spacing, self.origin) if isinstance(v, Tensor)), None)
-        axes = [
-            _column(self.origin, axis, device, dtype)
-            + torch.arange(n, device=device, dtype=dtype) * _column(self.spacing, axis, device, dtype)
-            for axis, n in enumerate(self.shape)
-        ]
+            tensors = [v for v in (self.spacing, self.origin) if isinstance(v, Tensor)]
+            device = tensors[0].device if tensors else None
+        shape, ndim = self.shape, self.ndim
         batch = () if self.batch is None else (self.batch,)
         spread = []
-        for axis, points in enumerate(axes):
-            along = tuple(n if a == axis else 1 for a, n in enumerate(self.shape))
-            spread.append(points.reshape(*points.shape[:-1], *along).expand(*batch, *self.shape))
-        return torch.stack(spread, dim=-1).flatten(-1 - self.ndim, -2)
+        for axis, n in enumerate(shape):
+            steps = torch.arange(n, device=device, dtype=dtype) * _column(self.spacing, axis, device, dtype)
+            points = _column(self.origin, axis, device, dtype) + steps
+            along = (1,) * axis + (n,) + (1,) * (ndim - axis - 1)
+            spread.append(points.reshape(*points.shape[:-1], *along).expand(*batch, *shape))
+        return torch.stack(spread, dim=-1).flatten(-1 - ndim, -2)
 
     def __eq__(self, other: object) -> bool:
         """Equal when shape, spacing and origin are; tensors compare by value."""

@@ -30,18 +30,20 @@ def require_features(name: str, x: Tensor, layout: str, heads: Heads, num_prefix
     require_floating(name, x)
     require_choice("layout", layout, LAYOUTS)
     require_int("num_prefix_tokens", num_prefix_tokens, minimum=0)
-    form, wanted = {
-        "bnd": ("(batch, tokens, dim)", (None, None, heads.number * heads.size)),
-        "bnhd": ("(batch, tokens, heads, head size)", (None, None, heads.number, heads.size)),
-        "bhnd": ("(batch, heads, tokens, head size)", (None, heads.number, None, heads.size)),
-    }[layout]
-    if x.dim() != len(wanted) or any(w is not None and w != n for w, n in zip(wanted, x.shape, strict=True)):
-        sizes = ", ".join("*" if w is None else str(w) for w in wanted)
-        raise ValueError(f"{name} must be {form} = ({sizes}) in layout {layout!r}; got {tuple(x.shape)}")
-    length = x.shape[2] if layout == "bhnd" else x.shape[1]
+    shape = tuple(x.shape)
+    if layout == "bnd":
+        form, fits = f"(batch, tokens, {heads.number * heads.size})", shape[2:] == (heads.number * heads.size,)
+    elif layout == "bnhd":
+        form, fits = f"(batch, tokens, {heads.number}, {heads.size})", shape[2:] == (heads.number, heads.size)
+    else:
+        form = f"(batch, {heads.number}, tokens, {heads.size})"
+        fits = shape[1:2] == (heads.number,) and shape[3:] == (heads.size,)
+    if not fits:
+        raise ValueError(f"{name} must have shape {form} in layout {layout!r}; got {shape}")
+    length = shape[2] if layout == "bhnd" else shape[1]
     if num_prefix_tokens > length:
         raise ValueError(f"num_prefix_tokens must be at most the {length} tokens of {name}; got {num_prefix_tokens}")
-    return x.shape[0], length - num_prefix_tokens
+    return shape[0], length - num_prefix_tokens
 
 
 def heads_in_front(x: Tensor, layout: str, heads: Heads) -> Tensor:

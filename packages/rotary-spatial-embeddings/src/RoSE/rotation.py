@@ -64,9 +64,9 @@ def require_angle_shape(x: Tensor, cos: Tensor, sin: Tensor) -> None:
             f"channels; got cos {tuple(cos.shape)} for x {tuple(x.shape)}"
         )
     lead, wanted = cos.shape[:-1], x.shape[:-1]
-    fits = len(lead) <= len(wanted) and all(
-        a == 1 or a == b for a, b in zip(lead, wanted[len(wanted) - len(lead) :], strict=True)
-    )
+    fits = len(lead) <= len(wanted)
+    for dim in range(-1, -len(lead) - 1, -1):  # a loop: this runs at every call, and generators cost
+        fits = fits and (lead[dim] == 1 or lead[dim] == wanted[dim])
     if not fits:
         raise ValueError(
             f"cos must broadcast to x's leading dimensions {tuple(wanted)}; got {tuple(lead)} before planes"

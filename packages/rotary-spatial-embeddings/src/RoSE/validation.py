@@ -170,8 +170,8 @@ def require_tensor(name: str, value: Tensor) -> Tensor:
 
 def require_floating(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor of one of the supported floating-point dtypes."""
-    require_tensor(name, value)
-    if value.dtype not in FLOATING_DTYPES:
+    if not isinstance(value, Tensor) or value.dtype not in FLOATING_DTYPES:
+        require_tensor(name, value)
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {value.dtype}")
     return value
 
