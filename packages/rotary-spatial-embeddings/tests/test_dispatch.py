@@ -20,8 +20,9 @@ from RoSE import (
     functional,
 )
 from RoSE.kernels import agreement, calls, operators
-from RoSE.kernels.selfcheck import SelfCheck, require_agreement
+from RoSE.kernels.selfcheck import SelfCheck
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 pytestmark = pytest.mark.triton
 
@@ -246,6 +247,18 @@ def test_compiled_whole_the_check_is_a_constant(kind: str, counts: Counts, monke
     assert len(checked) == 1
 
 
+def test_one_graph_with_kernels_serves_all_sizes(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding = RotarySpatialEmbedding(16, 2, 2)
+    graphs = CompileCounter()
+    compiled = torch.compile(embedding, fullgraph=True, dynamic=True, backend=graphs)
+    for batch, shape, spacing in ((2, (4, 5), 0.5), (3, (5, 4), 0.7), (2, (3, 7), 1.0)):
+        x = torch.randn(batch, shape[0] * shape[1], 16)
+        expected = plainly(monkeypatch, lambda x=x, shape=shape, spacing=spacing: embedding(x, spacing, shape))
+        torch.testing.assert_close(compiled(x, spacing, shape), expected, rtol=1e-4, atol=1e-4)
+    assert graphs.frame_count == 1
+    assert counts.forward == 3
+
+
 def test_compiled_function_transforms_get_the_plain_form(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, x, where = embedding_and_input()
     mapped = torch.func.vmap(lambda t: embedding(t[None], coordinates=where)[0])
@@ -297,59 +310,3 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "rotate_positions_backward", lambda q, k, c, f, *rest: (q * 0, k * 0, c * 0, f * 0))
     with pytest.raises(ArithmeticError, match="the gradient to q is off"):
         agreement.check_rotation(torch.device("cpu"))
-
-
-def test_the_answer_does_not_depend_on_what_the_caller_is_in_the_middle_of() -> None:
-    states = []
-
-    def look(device: torch.device) -> None:
-        states.append(
-            (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"),
-             torch._C._functorch.peek_interpreter_stack() is None, torch.get_default_device().type)
-        )  # fmt: skip
-
-    def ask(x: Tensor) -> Tensor:
-        assert SelfCheck("kernels", look, "nothing").passed(torch.device("cpu"))
-        return x
-
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        ask(torch.ones(2))
-    torch.func.vmap(ask)(torch.ones(2))
-    with torch._subclasses.FakeTensorMode():
-        ask(torch.ones(2))
-    assert states == [(False, True, False, True, "cpu")] * 3
-
-
-def test_during_a_capture_nothing_is_checked_and_nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = []
-    check = SelfCheck("kernels", checked.append, "nothing")
-    capturing = True
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
-    gpu = torch.device("cuda", 0)
-    assert not check.passed(gpu)
-    assert checked == []
-    capturing = False
-    assert check.passed(gpu)
-    capturing = True
-    assert check.passed(gpu)
-    assert checked == [gpu]
-
-
-def test_each_device_is_checked_once_by_however_many_threads() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    checked = []
-    check = SelfCheck("kernels", checked.append, "nothing")
-    devices = [torch.device("cpu"), torch.device("meta")] * 8
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(check.passed, devices))
-    assert sorted(map(str, checked)) == ["cpu", "meta"]
-
-
-def test_agreement_is_about_shapes_sizes_and_numbers() -> None:
-    one = torch.ones(3)
-    require_agreement("x", one, one + 1e-6, 1e-5)
-    for bad in (torch.ones(2), one * 1.1, one * float("nan")):
-        with pytest.raises(ArithmeticError, match="x "):
-            require_agreement("x", bad, one, 1e-5)

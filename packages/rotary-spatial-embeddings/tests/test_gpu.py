@@ -1,8 +1,10 @@
 """The same results on a CUDA device as on the CPU."""
 
+import warnings
+
 import pytest
 import torch
-from RoSE import MultiResolutionBlock, RoSEMultiHeadCrossAttention, RotarySpatialEmbedding
+from RoSE import MultiResolutionBlock, RoSEMultiHeadCrossAttention, RotarySpatialEmbedding, dispatch
 from rose_cases import LAYOUTS, to_layout
 
 pytestmark = pytest.mark.gpu  # asked for without a CUDA device, these fail rather than skip
@@ -45,3 +47,48 @@ def test_far_origins_and_autocast() -> None:
     torch.testing.assert_close(expected.cpu(), embedding.cpu()(x.cpu(), coordinates=where), rtol=1e-4, atol=1e-4)
     with torch.autocast("cuda", torch.bfloat16):
         assert torch.equal(embedding.cuda()(x, coordinates=where.cuda()), expected)
+
+
+def test_the_kernels_pass_their_check_and_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.ROTATION_CHECK.passed(torch.device("cuda"))
+    from RoSE.kernels import launch
+
+    launched = []
+    rotate = launch.rotate
+    monkeypatch.setattr(launch, "rotate", lambda *given: (launched.append(1), rotate(*given))[1])
+    block = MultiResolutionBlock(64, 4, 2).cuda()
+    x = torch.randn(2, 20, 64, device="cuda")
+    block(x, 0.5, (4, 5))
+    assert len(launched) == 1  # q and k together
+    torch.compile(block, fullgraph=True)(x, 0.5, (4, 5))
+    assert len(launched) == 2
+
+
+def test_second_derivatives() -> None:
+    embedding = RotarySpatialEmbedding(16, 2, 2)
+    results = []
+    for device in ("cpu", "cuda"):
+        embedding.to(device)
+        x = torch.linspace(-1, 1, 6 * 16).view(1, 6, 16).to(device).requires_grad_()
+        out = embedding(x, 0.5, (2, 3)).pow(3).sum()
+        first = torch.autograd.grad(out, (x, embedding.freqs), create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), (x, embedding.freqs))
+        results.append([t.detach().cpu() for t in (*first, *second)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
+
+
+def test_captured_in_a_graph() -> None:
+    embedding = RotarySpatialEmbedding(64, 4, 2).cuda()
+    x = torch.randn(2, 20, 64, device="cuda")
+    where = torch.rand(20, 2, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        expected = embedding(x, coordinates=where)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = embedding(x, coordinates=where)
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)

@@ -1,8 +1,11 @@
 """Bad input is refused before computing, in words that name the rule and the value."""
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
+import RoSE
 import torch
 from RoSE import (
     AliasingWarning,
@@ -137,8 +140,12 @@ JAGGED = torch.nested.nested_tensor([torch.randn(2, 32), torch.randn(4, 32)], la
         (lambda: R(X, 1.0, (2, 3), num_prefix_tokens=-1), ValueError, "num_prefix_tokens must be at least 0"),
         (lambda: R(X, 1.0, (2, 3), num_prefix_tokens=7), ValueError, "at most the 6 tokens of x; got 7"),
         (lambda: R.rotate_pair(X, X[:, :4], 1.0, (2, 3)), ValueError, "same number of tokens .* got 6 and 4"),
-        (lambda: R(JAGGED, 1.0, (2, 3)), TypeError, "nested features need coordinates as a tensor"),
-        (lambda: R(JAGGED, coordinates=torch.zeros(6, 2), num_prefix_tokens=1), ValueError, "no prefix tokens"),
+        (lambda: R(JAGGED, 1.0, (2, 3)), TypeError, "coordinates must be a tensor for nested features"),
+        (
+            lambda: R(JAGGED, coordinates=torch.zeros(6, 2), num_prefix_tokens=1),
+            ValueError,
+            "num_prefix_tokens must be 0",
+        ),
         (lambda: R(JAGGED, coordinates=torch.zeros(6, 2), layout="bhnd"), ValueError, "ragged dimension 1"),
         (lambda: RotarySpatialEmbedding(32, 2, 2, rotary_ratio=0.0)(X, 1.0, (9, 9)), ValueError, "81 points"),
     ],
@@ -238,5 +245,28 @@ def test_the_advice_on_aliasing_can_be_followed() -> None:
     followed(torch.randn(1, 12, 32), 1.0, (3, 4))
     late = RotarySpatialEmbedding(32, 4, 2)
     late(torch.randn(1, 1, 32), 10.0, (1, 1))
-    with pytest.warns(AliasingWarning, match="raise reference_spacing"):
+    with pytest.warns(AliasingWarning, match="raise reference_spacing") as caught:
         late(torch.randn(1, 12, 32), 10.0, (3, 4))
+    assert caught[0].filename == __file__  # the line to change, not one of ours
+
+
+# What is not about a value: several reasons in a list, Python's own words, and a protocol.
+OTHER_WORDS = ("the kernels cannot serve this call", "got an unexpected keyword argument", "is not hashable")
+
+
+def test_every_message_names_a_rule_and_a_value() -> None:
+    """``<name> must be <rule>; got <value>``, wherever the package refuses an argument."""
+    looked_at = 0
+    for path in Path(RoSE.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+                continue
+            if getattr(node.exc.func, "id", "") not in ("ValueError", "TypeError"):
+                continue
+            parts = [c.value for c in ast.walk(node.exc) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+            words = "".join(parts)
+            looked_at += 1
+            assert any(w in words for w in OTHER_WORDS) or ("must " in words and "; " in words and "got" in words), (
+                words
+            )
+    assert looked_at > 40

@@ -7,6 +7,7 @@ that turns the other way: its wavelength is below two samples, the Nyquist limit
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import torch
@@ -47,7 +48,7 @@ class AliasingWatch:
         message = aliasing_message(freqs, grid, self.reference_spacing)
         if message is not None:
             self._has_warned = True
-            warnings.warn(message, AliasingWarning, stacklevel=2)
+            warnings.warn(message, AliasingWarning, stacklevel=_frames_to_the_caller())
 
 
 def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, ...] | None) -> str | None:
@@ -83,3 +84,11 @@ def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, 
                 f"fastest planes alias; {advice}"
             )
     return None
+
+
+def _frames_to_the_caller() -> int:
+    """Frames between a warning and the line that called a module: behind this package and torch's module calls."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

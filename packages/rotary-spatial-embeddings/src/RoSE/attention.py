@@ -191,8 +191,8 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         wanted = q.shape[0] * self.rotary.num_heads * q.shape[1] * k.shape[1] * q.element_size()
         if wanted > self.max_score_bytes:
             raise ValueError(
-                f"the scores of {q.shape[1]} queries and {k.shape[1]} keys would take {wanted / 1e9:.1f} GB, "
-                f"over max_score_bytes = {self.max_score_bytes / 1e9:.1f} GB: call attend(q, k, v, ...), "
+                f"the scores must take at most max_score_bytes = {self.max_score_bytes / 1e9:.1f} GB; got "
+                f"{wanted / 1e9:.1f} GB for {q.shape[1]} queries and {k.shape[1]} keys: call attend(q, k, v, ...), "
                 "which never stores them, or raise max_score_bytes"
             )
 

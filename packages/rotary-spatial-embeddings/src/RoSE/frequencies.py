@@ -76,8 +76,8 @@ def wave_vectors(
         )
     if directions == "axial" and num_heads * planes < spatial_dims:
         raise ValueError(
-            "directions='axial' needs at least one plane per axis over all heads; "
-            f"got {num_heads} heads x {planes} planes for {spatial_dims} axes (use 'mixed' or 'uniform')"
+            "directions must be 'mixed' or 'uniform' where there is not at least one plane per axis over all heads; "
+            f"got 'axial' with {num_heads} heads x {planes} planes for {spatial_dims} axes"
         )
     frames = torch.stack([_axial_frame(h, planes, spatial_dims, theta, wavelengths) for h in range(num_heads)])
     if directions == "axial":

@@ -24,11 +24,14 @@ def require_jagged(x: Tensor, coordinates: object, layout: str, num_prefix_token
             f"'bnhd'); got {x.layout} in layout {layout!r}"
         )
     if num_prefix_tokens:
-        raise ValueError(f"nested features take no prefix tokens; got num_prefix_tokens={num_prefix_tokens}")
+        raise ValueError(f"num_prefix_tokens must be 0 for nested features; got {num_prefix_tokens}")
     if not isinstance(coordinates, Tensor):
-        raise TypeError(f"nested features need coordinates as a tensor; got {type(coordinates).__name__}")
+        raise TypeError(f"coordinates must be a tensor for nested features; got {type(coordinates).__name__}")
     if coordinates.is_nested and not torch.equal(jagged(coordinates).offsets(), jagged(x).offsets()):
-        raise ValueError("nested coordinates must have the sequence lengths of the nested features")
+        raise ValueError(
+            "coordinates must have the sequence lengths of the nested features; got offsets "
+            f"{jagged(coordinates).offsets().tolist()} for {jagged(x).offsets().tolist()}"
+        )
 
 
 def jagged(x: object) -> Any:

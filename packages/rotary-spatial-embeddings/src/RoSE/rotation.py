@@ -60,7 +60,7 @@ def require_angle_shape(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         raise ValueError(f"cos and sin must have one shape; got {tuple(cos.shape)} and {tuple(sin.shape)}")
     if x.dim() == 0 or cos.dim() == 0 or 2 * cos.shape[-1] > x.shape[-1]:
         raise ValueError(
-            "cos needs one plane (its last dimension) for every two channels rotated, at most half of x's "
+            "cos must have one plane (its last dimension) for every two channels rotated, at most half of x's "
             f"channels; got cos {tuple(cos.shape)} for x {tuple(x.shape)}"
         )
     lead, wanted = cos.shape[:-1], x.shape[:-1]

@@ -105,4 +105,4 @@ def _require_served(x: Tensor) -> None:
 
 def _require_no_gradient(*tensors: Tensor) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        raise ValueError("in_place overwrites what a gradient would need; call it under torch.no_grad()")
+        raise ValueError("in_place must be False where a gradient is wanted (use torch.no_grad()); got True")
