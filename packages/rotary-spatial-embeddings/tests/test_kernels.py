@@ -311,6 +311,8 @@ def test_what_cannot_be_served_is_refused_with_every_reason() -> None:
         kernels.rotate_positions(q.double(), k, coordinates, freqs)
     with pytest.raises(ValueError, match="num_prefix_tokens=1"):
         kernels.rotate_positions(q, k, coordinates, freqs, num_prefix_tokens=1)
+    with pytest.raises(ValueError, match=r"coordinates \(1, 21, 2\)"):
+        kernels.rotate_positions(q, k, coordinates[None], freqs)
     with pytest.raises(ValueError, match="one shape"):
         kernels.rotate(q, freqs[..., 0], freqs[:1, :, 0])
 
