@@ -1,13 +1,14 @@
 """Memberships in use: carrying values up and down, labels, chains, usage and borders, against dense matrices."""
 
 import itertools
-from importlib import import_module
 
 import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, make_layer, tokens
 from spatial_grouping_attention import Assignment, AttentionAssignment, ComposedAssignment, Neighbourhood, compose
+from spatial_grouping_attention.backends import labelling
+from spatial_grouping_attention.backends.tiled import chunks
 from torch.utils import _pytree as pytree
 
 EVERY_VARIANT = tuple(VARIANTS)
@@ -89,10 +90,7 @@ def test_labels_are_the_argmax_of_the_matrix(assignment: Assignment) -> None:
 
 def test_labels_do_not_depend_on_how_the_work_is_cut(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
     want = assignment.labels()
-    labels, chunks = (
-        import_module(f"spatial_grouping_attention.backends.{name}") for name in ("labels", "tiled.chunks")
-    )
-    monkeypatch.setattr(labels, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(labelling, "BLOCK_ELEMENTS", 64)
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 64})
     monkeypatch.setattr(chunks, "TOKENS_PER_AXIS", 2)
     assert torch.equal(assignment.labels(), want)

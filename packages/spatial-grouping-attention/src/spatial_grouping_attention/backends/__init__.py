@@ -2,7 +2,7 @@
 
 from .dispatch import assign, group, pool
 from .engines import Backend
-from .labels import labels
+from .labelling import labels
 from .operands import Gradients, Operands, Pooled, Problem
 from .selection import Selection, select
 from .semantics import logits, memberships

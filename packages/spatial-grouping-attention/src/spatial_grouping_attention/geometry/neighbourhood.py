@@ -14,7 +14,10 @@ from .memo import remembered
 
 Ints = int | Sequence[int]
 
-# Smallest value of every entry; the order is that of the fields.
+# Entries per axis, the fields of a relation. (Counted here: a compiler does not know the fields of a class.)
+_COLUMNS = 7
+
+# Smallest value of every entry besides the shapes; the order is that of the fields.
 _MINIMA = {"stride": 1, "kernel_size": 1, "padding": 0, "window": 1, "dilation": 1}
 
 
@@ -172,6 +175,5 @@ def _axes(neighbourhood: Neighbourhood) -> tuple[Axis, ...]:
 
 @remembered(1024)
 def _rebuild(integers: tuple[int, ...]) -> Neighbourhood:
-    columns = len(fields(Neighbourhood))
-    ndim = len(integers) // columns
-    return Neighbourhood(*(integers[i * ndim : (i + 1) * ndim] for i in range(columns)))
+    ndim = len(integers) // _COLUMNS
+    return Neighbourhood(*(integers[i * ndim : (i + 1) * ndim] for i in range(_COLUMNS)))

@@ -169,6 +169,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         require_probability("drop_path", drop_path)
         require_choice("temperature", temperature, TEMPERATURES)
         require_flag("norm_tokens", norm_tokens)
+        self.require_possible()
         if rotary.get("wavelengths") is None:  # which are in physical units already
             rotary.setdefault("reference_spacing", self.spacing)
 
@@ -204,6 +205,9 @@ class SpatialGroupingAttention(nn.Module, ABC):
         for parameter in (self.mask_embedding, self.log_temperature, self.bias_table):
             if parameter is not None:
                 parameter.zero_()
+
+    def require_possible(self) -> None:
+        """Refuse options that a variant cannot have; called with the options set and nothing made yet."""
 
     @abstractmethod
     def window(self, output_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -52,17 +52,18 @@ def assign(x: Operands) -> tuple[Tensor, Tensor]:
 def pool(x: Operands, lse: Tensor | None) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
     q, k, values = _widen(x.q), _widen(x.k), _widen(x.values)
-    nobody = _nobody(x)
+    nobody, may_be_empty = _nobody(x), lse is not None
     if lse is None:
         lse = _apply(_Normaliser, q, k, _group_bias(x), x.scale)
     if nobody is not None:
-        lse = lse.masked_fill(nobody, torch.inf)
+        lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
     out, log_mass = _apply(_Pool, q, k, values, (-lse).clamp(min=LOWEST), x.scale)
-    # Where no token of the sample takes part, the kernel averages over all that do not.
-    empty = log_mass < LOWEST / 2
-    if x.valid_groups is not None:
-        empty = empty | ~x.valid_groups[:, None, :]
-    out, log_mass = out.masked_fill(empty[..., None], 0.0), log_mass.masked_fill(empty, -torch.inf)
+    if may_be_empty:
+        # Where no token of the sample takes part, the kernel averages over all that do not.
+        empty = log_mass < LOWEST / 2
+        if x.valid_groups is not None:
+            empty = empty | ~x.valid_groups[:, None, :]
+        out, log_mass = out.masked_fill(empty[..., None], 0.0), log_mass.masked_fill(empty, -torch.inf)
     return Pooled(out.to(x.values.dtype), log_mass, lse)
 
 
