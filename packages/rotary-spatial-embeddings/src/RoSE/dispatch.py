@@ -20,6 +20,8 @@ from .kernels.selfcheck import SelfCheck
 from .layouts import Heads, back_in_layout, heads_in_front
 from .rotation import require_angle_shape, rotate_eager, rotate_plain
 
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter))
+
 # Device types on which the kernels are looked at.
 DEVICE_TYPES = ("cuda",)
 
@@ -32,8 +34,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     if 2 <= x.dim() <= kernels.MOST_DIMENSIONS and _kernels_serve(x, cos, sin):
         return kernels.rotate(x, cos, sin, interleaved=interleaved)
     # Compilers and tensor subclasses (fake, nested, distributed) need operations they can see through.
-    transparent = torch.compiler.is_compiling() or not _are_ordinary(x, cos, sin)
-    return (rotate_plain if transparent else rotate_eager)(x, cos, sin, interleaved)
+    if torch.compiler.is_compiling() or not _are_ordinary(x, cos, sin):
+        return rotate_plain(x, cos, sin, interleaved)
+    return rotate_eager(x, cos, sin, interleaved)
 
 
 def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, layout: str, heads: Heads) -> Tensor:
@@ -88,7 +91,9 @@ def _rotate_in_kernels(
 
 
 def _kernels_serve(x: Tensor, *others: Tensor) -> bool:
-    if x.device.type not in DEVICE_TYPES:  # the usual answer on a CPU, so it comes first
+    if x.is_cpu and "cpu" not in DEVICE_TYPES:  # the usual answer, and cheaper than asking for a device's name
+        return False
+    if x.device.type not in DEVICE_TYPES:
         return False
     if not _are_ordinary(x, *others) or any(other.device != x.device for other in others):
         return False
@@ -98,7 +103,7 @@ def _kernels_serve(x: Tensor, *others: Tensor) -> bool:
 
 
 def _are_ordinary(*tensors: Tensor) -> bool:
-    return {Tensor, torch.nn.Parameter}.issuperset(map(type, tensors))
+    return _ORDINARY.issuperset(map(type, tensors))
 
 
 def _is_transformed() -> bool:
