@@ -163,8 +163,7 @@ class WindowedSelfAttention(nn.Module):
 
     def _attend(self, x: Tensor, frame: Grid, valid: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        # In one call of the module, so that angles are computed once.
-        q, k = self.rotary(torch.cat((q, k)), coordinates=_for_two(frame)).chunk(2)
+        q, k = self.rotary(q, k=k, coordinates=frame)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.num_heads) for t in (q, k, v))
         bias = None if self.bias_table is None else self.bias_table.to(q.dtype)
         # assign's fine tokens are the ones that look, its groups the ones that are looked at.
@@ -181,10 +180,3 @@ class WindowedSelfAttention(nn.Module):
         )
         out, _ = assign(operands, self.backend)
         return rearrange(out, "b h n d -> b n (h d)")
-
-
-def _for_two(frame: Grid) -> Grid:
-    """The grid of two batches, one after the other."""
-    if isinstance(frame.spacing, Tensor) and frame.spacing.ndim == 2:
-        return Grid.derived(frame.shape, frame.spacing.repeat(2, 1), frame.origin)
-    return frame
