@@ -7,6 +7,7 @@ through the same check in test_triton.py.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -104,8 +105,14 @@ def test_dense_calls_and_other_devices_never_ask(served: list[str], monkeypatch:
         raise AssertionError("asked")
 
     trust(monkeypatch, fail)
-    monkeypatch.setattr(selection, "TRITON_DEVICES", ("cuda",))
-    call("group", case(), "auto")
+    covering = make_case(Neighbourhood((10,), (5,), 2, 3, 1, 9)).to(torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dense in (covering, replace(covering, neighbourhood=None)):
+            call("group", dense, "auto")
+            call("assign", dense, "auto")
+        monkeypatch.setattr(selection, "TRITON_DEVICES", ("cuda",))
+        call("group", case(), "auto")
     assert not served
 
 

@@ -11,6 +11,7 @@ from RoSE.validation import require_choice
 from ..geometry import remembered
 from .engines import Backend, engine
 from .operands import Problem
+from .transforms import forward_mode, under_transform
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,13 @@ class Selection:
 def refusals(backend: Backend, problem: Problem) -> list[str]:
     """Every reason why a backend cannot serve a call; empty where it can."""
     reasons: list[str] = []
-    if backend is not Backend.REFERENCE and torch.onnx.is_in_onnx_export():
-        reasons.append("ONNX has standard operators only, and reference alone is made of those")
+    if backend is not Backend.REFERENCE:
+        if torch.onnx.is_in_onnx_export():
+            reasons.append("ONNX has standard operators only, and reference alone is made of those")
+        if forward_mode():
+            reasons.append("forward-mode derivatives go through standard operators, and reference alone is made of those")
+    if backend is Backend.NATTEN and under_transform():
+        reasons.append("natten has no rules for function transforms (torch.func)")
     return reasons + list(engine(backend.value).refusals(problem))
 
 
@@ -50,7 +56,8 @@ def select(problem: Problem, requested: str = "auto") -> Selection:
 
     "auto" takes ``fused`` where every token sees every group; where a window is given, ``triton`` on CUDA, once it has
     shown on that device that it agrees with the plain formulas, else ``tiled``; and ``reference`` where none of these
-    can serve (a bias for every pair is as large as the matrix that ``reference`` makes). ``natten`` serves on request
+    can serve (a bias for every pair is as large as the matrix that ``reference`` makes; ONNX and forward-mode
+    derivatives need standard operators). ``natten`` serves on request
     only, for as long as no measurement says where it is faster.
 
     Raises:
@@ -58,8 +65,9 @@ def select(problem: Problem, requested: str = "auto") -> Selection:
     """
     if requested != Backend.AUTO:
         return _requested(problem, require_choice("backend", requested, [backend.value for backend in Backend]))
-    on_gpu = problem.device.type in TRITON_DEVICES and not refusals(Backend.TRITON, problem)
-    return _automatic(problem, torch.onnx.is_in_onnx_export(), on_gpu and TRITON_CHECK.passed(problem.device))
+    looked_at = problem.device.type in TRITON_DEVICES and not problem.dense and not refusals(Backend.TRITON, problem)
+    standard = torch.onnx.is_in_onnx_export() or forward_mode()
+    return _automatic(problem, standard, looked_at and TRITON_CHECK.passed(problem.device))
 
 
 def _requested(problem: Problem, name: str) -> Selection:
@@ -71,7 +79,7 @@ def _requested(problem: Problem, name: str) -> Selection:
 
 
 @remembered(1024)
-def _automatic(problem: Problem, exporting: bool, triton: bool) -> Selection:
+def _automatic(problem: Problem, standard: bool, triton: bool) -> Selection:
     """The rule; what it depends on besides the problem is an argument, so that answers can be remembered."""
     if not refusals(Backend.FUSED, problem):
         return Selection(Backend.FUSED, "every token sees every group", problem)

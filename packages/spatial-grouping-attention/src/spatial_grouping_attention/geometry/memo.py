@@ -22,8 +22,9 @@ class Remembered(Generic[P, R]):
     """A pure function of hashable arguments, and its last results.
 
     A compiler is shown the function itself: its sizes may be symbols, which must not be kept, and its graph holds
-    the result anyway. Tensors among the results are ordinary ones, whatever mode the first caller was in: autograd
-    refuses to save those that are made in inference mode.
+    the result anyway. So is a function transform, which wraps the tensors made inside of it. Tensors among what is
+    kept are ordinary ones, whatever mode the first caller was in: autograd refuses to save those that are made in
+    inference mode.
     """
 
     def __init__(self, function: Callable[P, R], entries: int) -> None:
@@ -34,7 +35,7 @@ class Remembered(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             return self._function(*args, **kwargs)
         return self._kept(*args, **kwargs)  # type: ignore[arg-type]
 
