@@ -26,6 +26,7 @@ ORDER = (
     "aliasing",
     "grid",
     "transforms",
+    "wide",
     "frequencies",
     "validation",
     "__about__",

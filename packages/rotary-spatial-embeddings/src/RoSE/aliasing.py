@@ -33,8 +33,8 @@ class AliasingWatch:
         self._seen: tuple[tuple[float, ...], tuple[int, ...]] | None = None
         self._has_warned = False
 
-    def look(self, freqs: Tensor, grid: Grid) -> None:
-        """Warn if ``grid`` is too coarse for ``freqs``.
+    def look(self, freqs: Tensor, grid: Grid, stretch: Tensor | None = None) -> None:
+        """Warn if ``grid``, stretched by what a spacing transform makes of it, is too coarse for ``freqs``.
 
         Warns:
             AliasingWarning: With the spacing, and the parameter to change.
@@ -44,27 +44,26 @@ class AliasingWatch:
         if isinstance(grid.spacing, tuple):  # the usual case, and one that need not be looked at twice
             if (grid.spacing, grid.shape) == self._seen:
                 return
-            self._seen = (grid.spacing, grid.shape)
-        message = aliasing_message(freqs, grid, self.reference_spacing)
+            if values_are_readable(freqs):
+                self._seen = (grid.spacing, grid.shape)
+        message = aliasing_message(freqs, grid, self.reference_spacing, stretch)
         if message is not None:
             self._has_warned = True
-            warnings.warn(message, AliasingWarning, stacklevel=_frames_to_the_caller())
+            warnings.warn(message, AliasingWarning, stacklevel=frames_to_the_caller())
 
 
-def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, ...] | None) -> str | None:
+def aliasing_message(
+    freqs: Tensor, grid: Grid, reference_spacing: tuple[float, ...] | None, stretch: Tensor | None = None
+) -> str | None:
     """What is wrong with ``grid`` seen through ``freqs``; None where nothing is, or nothing is known.
 
-    ``reference_spacing`` is None where the module was given wavelengths instead.
-
-    Values on an accelerator are read only from ``freqs``; reading a spacing there would stall it at every
-    call.
+    ``reference_spacing`` is None where the module was given wavelengths instead; ``stretch`` are the factors of a
+    spacing transform, ``([batch,] axes)``.
     """
-    spacing = grid.spacing
-    if isinstance(spacing, Tensor):
-        if spacing.device.type != "cpu" or not values_are_readable(spacing):
-            return None
-        spacing = tuple(spacing.detach().reshape(-1, grid.ndim).amax(0).tolist())
     if not freqs.numel() or not values_are_readable(freqs):
+        return None
+    spacing = _largest_steps(grid, stretch)
+    if spacing is None:
         return None
     steepest = freqs.detach().abs().amax(dim=(0, 1)).tolist()
     for axis, (step, fastest) in enumerate(zip(spacing, steepest, strict=True)):
@@ -72,7 +71,11 @@ def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, 
         if step * fastest > math.pi * (1 + 1e-6) and grid.shape[axis] > 1:
             shortest = 2 * math.pi / fastest
             excess = step * fastest / math.pi
-            if reference_spacing is None:
+            step_name = "spacing"
+            if stretch is not None:
+                step_name = "spacing after its transform"
+                advice = "raise reference_spacing or give longer wavelengths"
+            elif reference_spacing is None:
                 advice = f"give wavelengths whose shortest is {shortest * excess:.3g} or more"
             else:
                 now = reference_spacing[axis]
@@ -80,15 +83,37 @@ def aliasing_message(freqs: Tensor, grid: Grid, reference_spacing: tuple[float, 
                     f"raise reference_spacing (now {now:g}) to {now * excess:.3g} or more, or give longer wavelengths"
                 )
             return (
-                f"spacing {step:g} along axis {axis} is more than half the shortest wavelength ({shortest:g}), so the "
+                f"{step_name} {step:g} along axis {axis} is more than half the shortest wavelength ({shortest:g}), so the "
                 f"fastest planes alias; {advice}"
             )
     return None
 
 
-def _frames_to_the_caller() -> int:
-    """Frames between a warning and the line that called a module: behind this package and torch's module calls."""
+def _largest_steps(grid: Grid, stretch: Tensor | None) -> tuple[float, ...] | None:
+    """The largest step of any sample along each axis; None where it cannot be known.
+
+    On an accelerator nothing is read that could be another at every call, because that would stall its queue.
+    """
+    spacing = grid.spacing
+    if isinstance(spacing, Tensor) and (spacing.device.type != "cpu" or not values_are_readable(spacing)):
+        return None
+    if stretch is not None:
+        if not values_are_readable(stretch):
+            return None
+        spacing = torch.as_tensor(spacing, dtype=torch.float64, device="cpu") * stretch.detach().cpu()
+    if not isinstance(spacing, Tensor):
+        return spacing
+    rows = spacing.detach().reshape(-1, grid.ndim)
+    return tuple(rows.amax(0).tolist()) if len(rows) else None
+
+
+# Packages between a user's line and a warning (named, because the second knows this one, not the other way round).
+_BETWEEN = (__package__, "spatial_grouping_attention", "torch")
+
+
+def frames_to_the_caller() -> int:
+    """Frames between a warning and the line that called a module: behind these packages and torch's module calls."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     return level

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .validation import require_floating
+from .validation import require_position_dtype
 
 
 def phases(coordinates: Tensor, freqs: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ def phases(coordinates: Tensor, freqs: Tensor) -> Tensor:
         angles are made on the CPU.)
 
     Raises:
-        TypeError: An argument that is not a tensor of real floating-point numbers.
+        TypeError: An argument that is not a tensor of float32 or float64.
         ValueError: Shapes that disagree.
     """
-    require_floating("coordinates", coordinates)
-    require_floating("freqs", freqs)
+    require_position_dtype("coordinates", coordinates)
+    require_position_dtype("freqs", freqs)
     if freqs.dim() != 3:
         raise ValueError(f"freqs must have shape (heads, planes, spatial_dims); got {tuple(freqs.shape)}")
     if coordinates.dim() < 2 or coordinates.shape[-1] != freqs.shape[-1]:
@@ -62,10 +62,10 @@ def cos_sin(angles: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor,
         Two tensors of the shape of ``angles``.
 
     Raises:
-        TypeError: Angles that are not a tensor of real floating-point numbers.
+        TypeError: Angles that are not a tensor of float32 or float64.
         ValueError: Another dtype.
     """
-    require_floating("angles", angles)
+    require_position_dtype("angles", angles)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
     # A tensor, because the ONNX exporter narrows plain numbers to float32: 1e-4 off after a hundred turns.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,13 @@ from .validation import (
     require_head_split,
     require_int,
     require_numbers,
+    require_parameter_dtype,
     require_real,
 )
+from .wide import WideModule
 
 
-class RotarySpatialEmbedding(nn.Module):
+class RotarySpatialEmbedding(WideModule):
     """Rotate the channels of every token by angles that encode where the token is.
 
     Plane c of head h turns by ``<p, freqs[h, c]>`` for a token at p (see :mod:`RoSE.functional`).
@@ -57,8 +58,8 @@ class RotarySpatialEmbedding(nn.Module):
         spacing_transform: Learnable change of the spacing before it scales positions: None or ``"identity"``,
             ``"power"`` or ``"log"`` (see :mod:`RoSE.transforms`).
         device: Where to put the wave vectors.
-        dtype: Of the wave vectors, float32 or float64. They stay float32 when the module is cast to a half
-            type.
+        dtype: Of the wave vectors, float32 or float64 (float32 for a half type). They stay what they are when the
+            module is cast to a half type; what was rounded to one elsewhere is refused.
 
     Raises:
         TypeError: Arguments of the wrong type.
@@ -106,10 +107,7 @@ class RotarySpatialEmbedding(nn.Module):
         self.interleaved = require_flag("interleaved", interleaved)
         if spacing_transform is not None:
             require_choice("spacing_transform", spacing_transform, FORMS)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a real floating-point type; got {dtype}")
-        dtype = torch.promote_types(dtype, torch.float32)
+        dtype = torch.promote_types(require_parameter_dtype(dtype), torch.float32)
         self.spacing_transform = make_spacing_transform(spacing_transform, self.reference_spacing, device, dtype)
 
         by_heads = rotary_partition == "heads"
@@ -137,23 +135,8 @@ class RotarySpatialEmbedding(nn.Module):
         if self.learnable and self.init_jitter_std > 0:
             table = frequencies.jitter(table, self.init_jitter_std)
         self.freqs.copy_(table)
-        if self.spacing_transform is not None:
+        if isinstance(self.spacing_transform, WideModule):
             self.spacing_transform.reset_parameters()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move and cast as any module, but never hold wave vectors in a type narrower than float32.
-
-        ``.bfloat16()`` on a whole model would round wavelengths by 0.4 %, which far from the origin is many
-        turns.
-        """
-
-        def widened(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.is_floating_point() and moved.dtype.itemsize < 4:
-                return tensor.to(moved.device)
-            return moved
-
-        return super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -274,6 +257,7 @@ class RotarySpatialEmbedding(nn.Module):
                 "q and k must have the same number of tokens unless k is given positions of its own "
                 f"(k_grid_shape, k_spacing or k_coordinates); got {tokens} and {counts[1][1]}"
             )
+        self._require_wide(freqs=self.freqs)
         positions = self._resolved(where, tokens, x.device)
         for batch, _ in counts:
             require_batch(positions, batch)
@@ -297,6 +281,7 @@ class RotarySpatialEmbedding(nn.Module):
         Returns:
             Two tensors ``(..., prefix + tokens, heads, planes)``; the heads are those that rotate.
         """
+        self._require_wide(freqs=self.freqs)
         return angles_of_tokens(positions, self.freqs, num_prefix_tokens, dtype)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "bnd") -> Tensor:

@@ -13,11 +13,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .validation import require_per_axis, require_shape
+from .validation import POSITION_DTYPES, require_per_axis, require_shape
 
 
 class Grid:
     """A regular grid of points: point ``index`` lies at ``origin + index * spacing``, axis by axis. Immutable.
+
+    Tensors are kept in float64, so that whatever is computed from a grid is.
 
     Args:
         shape: Points along each axis. A bare int is a one-dimensional grid.
@@ -27,7 +29,8 @@ class Grid:
         origin: Position of the point with index 0, in the same unit and of the same forms; any finite value.
 
     Raises:
-        TypeError: A size that is not an int, a spacing that is not a real number, an integer tensor.
+        TypeError: A size that is not an int, a spacing that is not a real number, a tensor that is not float32 or
+            float64 (half types would round positions by up to 0.4 %).
         ValueError: A size below 1, a spacing that is not finite and positive, or lengths that disagree.
     """
 
@@ -112,13 +115,18 @@ class Grid:
         Args:
             device: Where to build them; default: where ``spacing`` or ``origin`` lies if one is a tensor,
                 else torch's default device.
-            dtype: Default float64: at 1e5 units from zero float32 steps by 0.008, float64 by 1e-11.
+            dtype: What the positions, computed in float64, are rounded to; float64 (the default) or float32, which at
+                1e5 units from zero steps by 0.008.
 
         Returns:
             ``(size, ndim)``, or ``(batch, size, ndim)`` when spacing or origin is given per sample. Gradients
             flow to tensor spacing and origin.
+
+        Raises:
+            TypeError: Another dtype.
         """
-        dtype = torch.float64 if dtype is None else dtype
+        if dtype not in (None, *POSITION_DTYPES):
+            raise TypeError(f"dtype must be torch.float64 or torch.float32; got {dtype}")
         if device is None:
             tensors = [v for v in (self.spacing, self.origin) if isinstance(v, Tensor)]
             device = tensors[0].device if tensors else None
@@ -126,11 +134,12 @@ class Grid:
         batch = () if self.batch is None else (self.batch,)
         spread = []
         for axis, n in enumerate(shape):
-            steps = torch.arange(n, device=device, dtype=dtype) * _column(self.spacing, axis, device, dtype)
-            points = _column(self.origin, axis, device, dtype) + steps
+            steps = torch.arange(n, device=device, dtype=torch.float64) * _column(self.spacing, axis, device)
+            points = _column(self.origin, axis, device) + steps
             along = (1,) * axis + (n,) + (1,) * (ndim - axis - 1)
             spread.append(points.reshape(*points.shape[:-1], *along).expand(*batch, *shape))
-        return torch.stack(spread, dim=-1).flatten(-1 - ndim, -2)
+        exact = torch.stack(spread, dim=-1).flatten(-1 - ndim, -2)
+        return exact if dtype is None else exact.to(dtype)
 
     def __eq__(self, other: object) -> bool:
         """Equal when shape, spacing and origin are; tensors compare by value."""
@@ -146,13 +155,11 @@ class Grid:
         return hash((self.shape, self.spacing, self.origin))
 
 
-def _column(
-    value: tuple[float, ...] | Tensor, axis: int, device: torch.device | str | None, dtype: torch.dtype
-) -> float | Tensor:
+def _column(value: tuple[float, ...] | Tensor, axis: int, device: torch.device | str | None) -> float | Tensor:
     """One axis of a per-axis value, shaped to broadcast against that axis' points."""
     if not isinstance(value, Tensor):
         return value[axis]
-    return value[..., axis, None].to(device=device, dtype=dtype)
+    return value[..., axis, None].to(device=device, dtype=torch.float64)
 
 
 def _same(a: tuple[float, ...] | Tensor, b: tuple[float, ...] | Tensor) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from .aliasing import AliasingWatch
 from .grid import Grid
+from .transforms import IdentitySpacing
 from .validation import (
-    require_floating,
     require_int,
     require_per_axis,
+    require_position_dtype,
     require_shape,
     require_valid,
     values_are_readable,
@@ -99,23 +100,33 @@ def resolve(
     if coordinates is None or isinstance(coordinates, Grid):
         names = ("spacing", "grid_shape", "coordinates")
         grid = as_grid(spatial_dims, tokens, spacing, grid_shape, coordinates, names=names)
+        points = grid.coordinates(device=device)
+        stretch = None if transform is None else transform(spacing_tensor(grid.spacing, points.device))
         if watch is not None and freqs is not None:
-            watch.look(freqs, grid)
-        points, steps = grid.coordinates(device=device), grid.spacing
+            watch.look(freqs, grid, stretch)
     else:
         points = require_coordinates(coordinates, spatial_dims, tokens)
-        if grid_shape is not None or (spacing is None) != (transform is None):
-            raise ValueError(
-                "coordinates must stand alone, except that a module with a spacing_transform needs the spacing they "
-                f"were sampled at; got grid_shape={grid_shape!r}, spacing={spacing!r}, spacing_transform={transform}"
-            )
-        if spacing is None:
-            return points
-        steps = require_per_axis("spacing", spacing, spatial_dims, positive=True)
-    if transform is None:
-        return points
-    factor: Tensor = transform(spacing_tensor(steps, points.device))
-    return points * factor.unsqueeze(-2)
+        stretch = _stretch_of_points(where, spatial_dims, transform, points.device)
+    return points if stretch is None else points * stretch.unsqueeze(-2)
+
+
+def _stretch_of_points(
+    where: Where, spatial_dims: int, transform: nn.Module | None, device: torch.device
+) -> Tensor | None:
+    """Factors of a spacing transform on coordinates, from the spacing that is given beside them."""
+    needs_spacing = transform is not None and not isinstance(transform, IdentitySpacing)
+    missing = needs_spacing and where.spacing is None
+    if where.grid_shape is not None or missing or (where.spacing is not None and transform is None):
+        raise ValueError(
+            "coordinates must stand alone, except that a module with a spacing_transform needs the spacing they "
+            f"were sampled at; got grid_shape={where.grid_shape!r}, spacing={where.spacing!r}, "
+            f"spacing_transform={transform}"
+        )
+    if transform is None or where.spacing is None:
+        return None
+    steps = require_per_axis("spacing", where.spacing, spatial_dims, positive=True)
+    stretch: Tensor = transform(spacing_tensor(steps, device))
+    return stretch
 
 
 def _one_behind_the_other(where: Where, pieces: Sequence[Any], tokens: int, spatial_dims: int, **more: Any) -> Tensor:
@@ -193,7 +204,7 @@ def as_grid(
 
 def require_coordinates(coordinates: Any, spatial_dims: int, tokens: int) -> Tensor:
     """Return coordinates if they hold one finite position per token."""
-    points = require_floating("coordinates", coordinates)
+    points = require_position_dtype("coordinates", coordinates)
     shape = tuple(points.shape)
     if points.dim() not in (2, 3) or shape[-2:] != (tokens, spatial_dims):
         raise ValueError(

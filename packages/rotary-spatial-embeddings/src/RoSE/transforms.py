@@ -11,10 +11,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .validation import require_parameter_dtype
+from .wide import WideModule
+
 FORMS = ("identity", "power", "log")
 
+# Positions are stretched by at most exp(50) either way: beyond, their gradients would leave the range of float32.
+_MOST = 50.0
+# Where log(1 + exp(z)) is exp(z) to all digits of float64.
+_FLAT = -40.0
 
-class PowerSpacing(nn.Module):
+
+class IdentitySpacing(nn.Module):
+    """``T(s) = s``: what the others are compared with; accepts what they accept."""
+
+    def forward(self, spacing: Tensor) -> Tensor:
+        """The factor on positions, for spacings ``(..., axes)``: 1."""
+        return torch.ones_like(spacing, dtype=torch.float64)
+
+
+class PowerSpacing(WideModule):
     """``T(s) = gain * (s / r) ** exponent * r`` for every axis, r the reference spacing.
 
     Gain and exponent are kept as logarithms, so both are always positive; they start at 1, the identity. An
@@ -23,7 +39,7 @@ class PowerSpacing(nn.Module):
     Args:
         reference_spacing: The spacing of every axis that ``gain`` alone acts on, physical units.
         device: Where to put the parameters.
-        dtype: Of the parameters.
+        dtype: Of the parameters, float32 at least.
     """
 
     def __init__(
@@ -35,6 +51,7 @@ class PowerSpacing(nn.Module):
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.reference_spacing = reference_spacing
+        dtype = torch.promote_types(require_parameter_dtype(dtype), torch.float32)
         self.log_gain = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
         self.log_exponent = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
         self.reset_parameters()
@@ -46,13 +63,14 @@ class PowerSpacing(nn.Module):
         self.log_exponent.zero_()
 
     def forward(self, spacing: Tensor) -> Tensor:
-        """The factor ``T(s) / s`` on positions, for spacings ``(..., axes)``; float64."""
-        relative = spacing.to(torch.float64) / spacing.new_tensor(self.reference_spacing, dtype=torch.float64)
-        exponent = self.log_exponent.to(torch.float64).exp()
-        return torch.exp(self.log_gain.to(torch.float64) + (exponent - 1) * relative.log())
+        """The factor ``T(s) / s`` on positions, for spacings ``(..., axes)``; float64, within exp(-50) to exp(50)."""
+        self._require_wide(log_gain=self.log_gain, log_exponent=self.log_exponent)
+        relative = _log_relative(spacing, self.reference_spacing)
+        exponent = self.log_exponent.to(torch.float64).clamp(-_MOST, _MOST).exp()
+        return _stretch(self.log_gain, (exponent - 1) * relative)
 
 
-class LogSpacing(nn.Module):
+class LogSpacing(WideModule):
     """``T(s) = gain * r * log(1 + s / (knee r)) / log(1 + 1 / knee)`` for every axis, r the reference
     spacing.
 
@@ -62,7 +80,7 @@ class LogSpacing(nn.Module):
     Args:
         reference_spacing: The spacing of every axis that ``gain`` alone acts on, physical units.
         device: Where to put the parameters.
-        dtype: Of the parameters.
+        dtype: Of the parameters, float32 at least.
     """
 
     def __init__(
@@ -74,6 +92,7 @@ class LogSpacing(nn.Module):
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.reference_spacing = reference_spacing
+        dtype = torch.promote_types(require_parameter_dtype(dtype), torch.float32)
         self.log_gain = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
         self.log_knee = nn.Parameter(torch.empty(len(reference_spacing), device=device, dtype=dtype))
         self.reset_parameters()
@@ -85,11 +104,26 @@ class LogSpacing(nn.Module):
         self.log_knee.zero_()
 
     def forward(self, spacing: Tensor) -> Tensor:
-        """The factor ``T(s) / s`` on positions, for spacings ``(..., axes)``; float64."""
-        relative = spacing.to(torch.float64) / spacing.new_tensor(self.reference_spacing, dtype=torch.float64)
-        knee = self.log_knee.to(torch.float64).exp()
-        stretched = torch.log1p(relative / knee) / torch.log1p(1 / knee)
-        return self.log_gain.to(torch.float64).exp() * stretched / relative
+        """The factor ``T(s) / s`` on positions, for spacings ``(..., axes)``; float64, within exp(-50) to exp(50)."""
+        self._require_wide(log_gain=self.log_gain, log_knee=self.log_knee)
+        relative = _log_relative(spacing, self.reference_spacing)
+        knee = self.log_knee.to(torch.float64)
+        return _stretch(self.log_gain, _log_log1p_exp(relative - knee) - _log_log1p_exp(-knee) - relative)
+
+
+def _log_relative(spacing: Tensor, reference_spacing: tuple[float, ...]) -> Tensor:
+    """Logarithm of the spacing in reference spacings."""
+    return spacing.to(torch.float64).log() - spacing.new_tensor(reference_spacing, dtype=torch.float64).log()
+
+
+def _log_log1p_exp(z: Tensor) -> Tensor:
+    """``log(log(1 + exp(z)))``, for every z."""
+    upper = z.clamp_min(_FLAT)
+    return torch.where(z < _FLAT, z, torch.logaddexp(upper, torch.zeros_like(upper)).log())
+
+
+def _stretch(log_gain: Tensor, log_factor: Tensor) -> Tensor:
+    return (log_gain.to(torch.float64) + log_factor).clamp(-_MOST, _MOST).exp()
 
 
 def make_spacing_transform(
@@ -97,8 +131,10 @@ def make_spacing_transform(
     reference_spacing: tuple[float, ...],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> PowerSpacing | LogSpacing | None:
+) -> IdentitySpacing | PowerSpacing | LogSpacing | None:
     """The transform of a given name; None and ``"identity"`` leave spacings as they are."""
+    if form == "identity":
+        return IdentitySpacing()
     if form == "power":
         return PowerSpacing(reference_spacing, device, dtype)
     return LogSpacing(reference_spacing, device, dtype) if form == "log" else None

@@ -18,6 +18,10 @@ import torch
 from torch import Tensor
 
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Of positions and of all they are made of: a half type rounds them by up to 0.4 %, far from the origin many turns.
+POSITION_DTYPES = (torch.float64, torch.float32)
+
+_PLAIN_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,7 +51,7 @@ def require_callable(name: str, value: Function) -> Function:
 def require_int(name: str, value: int, *, minimum: int) -> int:
     """Return ``value`` if it is a whole number of at least ``minimum`` (booleans are not numbers here)."""
     if not _is_int(value):
-        raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be an int; got {_shown(value)}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
     return value if type(value) in (int, torch.SymInt) else int(value)
@@ -63,7 +67,7 @@ def require_real(
 ) -> float:
     """Return ``value`` if it is finite, greater than ``above`` and within ``[minimum, maximum]``."""
     if not _is_real(value):
-        raise TypeError(f"{name} must be a real number; got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a real number; got {_shown(value)}")
     # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the
     # check can be traced by torch.compile for a number that is not known while compiling.
     if not (-math.inf < value < math.inf):
@@ -75,7 +79,7 @@ def require_real(
         raise ValueError(f"{name} must be {rule}; got {value}")
     # Numbers of other libraries become Python's own: they would take over arithmetic with tensors. Symbols of a
     # compiler must stay what they are.
-    return value if type(value) in (int, float, torch.SymInt, torch.SymFloat) else float(value)
+    return value if type(value) in _PLAIN_NUMBERS else float(value)
 
 
 def require_probability(name: str, value: float) -> float:
@@ -116,7 +120,7 @@ def require_shape(name: str, value: int | Iterable[int], ndim: int | None = None
 def require_per_axis(
     name: str, value: float | Iterable[float] | Tensor, ndim: int, *, positive: bool
 ) -> tuple[float, ...] | Tensor:
-    """Return one number per axis: a tuple of floats, or the tensor ``(ndim,)`` / ``(batch, ndim)`` given.
+    """Return one number per axis: a tuple of floats, or the tensor ``(ndim,)`` / ``(batch, ndim)`` in float64.
 
     A scalar holds for every axis. ``positive`` demands values above zero; all values must be finite.
     """
@@ -124,24 +128,48 @@ def require_per_axis(
         return _require_per_axis_tensor(name, value, ndim, positive=positive)
     above = 0.0 if positive else -math.inf
     if isinstance(value, bool) or _is_real(value):
-        return (require_real(name, value, above=above),) * ndim  # type: ignore[arg-type]
+        return (_require_step(name, value, above),) * ndim
     values = _sequence(name, value, "a number, one number per axis, or a tensor")
+    if not all(map(_is_real, values)):
+        _refuse_nesting(name, values, ndim)
     if len(values) != ndim:
         raise ValueError(f"{name} must have one value for each of the {ndim} axes; got {values}")
-    return tuple(require_real(f"{name}[{axis}]", v, above=above) for axis, v in enumerate(values))
+    return tuple(_require_step(f"{name}[{axis}]", v, above) for axis, v in enumerate(values))
+
+
+def _require_step(name: str, value: Any, above: float) -> float:
+    """One number that positions are made of; NumPy has half types too."""
+    if type(value) not in _PLAIN_NUMBERS and type(value).__name__ in ("float16", "bfloat16"):
+        raise TypeError(f"{name} must be in float64 or float32; got {_shown(value)}")
+    return require_real(name, value, above=above)
+
+
+def _refuse_nesting(name: str, values: tuple[Any, ...], ndim: int) -> None:
+    """Say what to make of values per sample that come as a list, or as an array of another library."""
+    for value in values:
+        if isinstance(value, (Tensor, list, tuple)) or getattr(value, "ndim", 0):
+            raise TypeError(
+                f"{name} must be a number, one number per axis, or one tensor, (batch, {ndim}) where every sample has "
+                f"its own; got {len(values)} of type {type(value).__name__}: torch.as_tensor makes one of numbers and "
+                "arrays; tensors are joined by torch.stack(..., 0) where each is a sample's, and by "
+                "torch.stack(..., -1) where each is an axis' (which is how tuples are collated)"
+            )
 
 
 def require_numbers(name: str, value: float | Iterable[float], ndim: int, *, positive: bool) -> tuple[float, ...]:
     """Return one Python number per axis; tensors are refused, because a module would not take them along."""
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a number or one number per axis; got a tensor, which .to() would leave behind")
+    if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value)):
+        raise TypeError(
+            f"{name} must be a number or one number per axis; got a tensor, which .to() would leave behind: "
+            "give its values, .tolist()"
+        )
     numbers_per_axis = require_per_axis(name, value, ndim, positive=positive)
     assert isinstance(numbers_per_axis, tuple)
     return numbers_per_axis
 
 
 def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: bool) -> Tensor:
-    require_floating(name, value)
+    require_position_dtype(name, value)
     if value.dim() == 0:
         value = value.expand(ndim)
     if value.dim() > 2 or value.shape[-1] != ndim:
@@ -151,20 +179,30 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
         if not bool(good.all()):
             rule = "finite and greater than 0" if positive else "finite"
             raise ValueError(f"{name} must be {rule}; got {value.tolist()}")
-    return value
+    # Whoever computes with it computes positions. (Apple's GPUs have no float64.)
+    return value if value.device.type == "mps" else value.to(torch.float64)
 
 
 def values_are_readable(value: Tensor) -> bool:
-    """Whether a tensor's values may steer Python: not while compiling or transforming, and not on meta."""
+    """Whether a tensor's values may steer Python: only an ordinary tensor's, while nobody looks over our shoulder.
+
+    Not while compiling, transforming, tracing or faking, not on meta, and not where a subclass stands for values that
+    are elsewhere (fake, distributed).
+    """
     return not (
-        torch.compiler.is_compiling() or value.is_meta or torch._C._functorch.peek_interpreter_stack() is not None
+        torch.compiler.is_compiling()
+        or value.is_meta
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._functorch.is_legacy_batchedtensor(value)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
     )
 
 
 def require_tensor(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor; got {_kind(value)}")
     return value
 
 
@@ -174,6 +212,28 @@ def require_floating(name: str, value: Tensor) -> Tensor:
         require_tensor(name, value)
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {value.dtype}")
     return value
+
+
+def require_position_dtype(name: str, value: Tensor) -> Tensor:
+    """Return ``value`` if it is a tensor of a type that can hold positions, float64 or float32."""
+    if not isinstance(value, Tensor) or value.dtype not in POSITION_DTYPES:
+        require_tensor(name, value)
+        more = ""
+        if value.dtype.is_floating_point:
+            more = (
+                ", which rounds positions by up to 0.4 % (mixed precision casts tensors on their way into a module: "
+                "give numbers or a RoSE.Grid, or keep them out of it)"
+            )
+        raise TypeError(f"{name} must be float64 or float32; got {value.dtype}{more}")
+    return value
+
+
+def require_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype to make parameters in: the one given, or torch's default."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in FLOATING_DTYPES:
+        raise TypeError(f"dtype must be float64, float32, bfloat16 or float16; got {dtype}")
+    return dtype
 
 
 def require_boolean(name: str, value: Tensor) -> Tensor:
@@ -239,6 +299,21 @@ def _is_real(value: object) -> bool:
 
 def _sequence(name: str, value: Any, rule: str) -> tuple[Any, ...]:
     """The entries of anything that lists numbers, NumPy's arrays too."""
-    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be {rule}; got {value!r}")
+    listless = isinstance(value, (str, bytes, Tensor, torch.fx.Proxy)) or getattr(value, "ndim", 1) == 0
+    if listless or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be {rule}; got {_shown(value)}")
     return tuple(value)
+
+
+def _shown(value: object) -> str:
+    """A value in a message, with its type where that may be what is wrong with it."""
+    return _kind(value) if isinstance(value, torch.fx.Proxy) else f"{value!r} of type {type(value).__name__}"
+
+
+def _kind(value: object) -> str:
+    """The type of a value in a message."""
+    if isinstance(value, torch.fx.Proxy):
+        return (
+            "a torch.fx.Proxy: for symbolic_trace, make the module a leaf (Tracer.is_leaf_module), or use torch.export"
+        )
+    return type(value).__name__

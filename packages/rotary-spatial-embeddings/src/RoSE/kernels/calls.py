@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..validation import require_position_dtype
 from . import operators
 from .support import MOST_DIMENSIONS, refusals
 
@@ -65,11 +66,14 @@ def rotate_positions(
         The turned q and k, each of its own dtype. Differentiable in q, k, coordinates and freqs.
 
     Raises:
+        TypeError: Coordinates or freqs that are not float32 or float64.
         ValueError: The kernels cannot serve (every reason is listed), shapes disagree, or ``in_place`` is asked for
             where a gradient is.
     """
     for x in (q,) if k is None else (q, k):
         _require_served(x)
+    require_position_dtype("coordinates", coordinates)
+    require_position_dtype("freqs", freqs)
     batch, heads, tokens, channels = q.shape if q.dim() == 4 else (0, 0, 0, 0)
     fits = (
         q.dim() == 4
