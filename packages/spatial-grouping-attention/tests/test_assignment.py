@@ -7,7 +7,9 @@ import torch
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, make_layer, tokens
 from spatial_grouping_attention import Assignment, AttentionAssignment, ComposedAssignment, Neighbourhood, compose
+from spatial_grouping_attention.assignment.base import label_boundaries
 from spatial_grouping_attention.backends import labelling
+from spatial_grouping_attention.backends.deformable import labelling as labelling_of_points
 from spatial_grouping_attention.backends.tiled import chunks
 from torch.utils import _pytree as pytree
 
@@ -91,6 +93,7 @@ def test_labels_are_the_argmax_of_the_matrix(assignment: Assignment) -> None:
 def test_labels_do_not_depend_on_how_the_work_is_cut(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
     want = assignment.labels()
     monkeypatch.setattr(labelling, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(labelling_of_points, "BLOCK_ELEMENTS", 64)
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 64})
     monkeypatch.setattr(chunks, "TOKENS_PER_AXIS", 2)
     assert torch.equal(assignment.labels(), want)
@@ -178,12 +181,16 @@ def test_a_chain_is_the_product_of_its_stages() -> None:
     assert torch.equal(composed.upsample(values), by_stage)
 
 
-def test_hard_labels_follow_the_most_likely_group_of_every_stage() -> None:
+def test_nested_labels_follow_the_most_likely_group_of_every_stage() -> None:
     composed = chain()
     first, second, third = (stage.labels() for stage in composed.stages)
+    nested = composed.labels(nested=True)
     for sample in range(2):
         want = [third[sample, second[sample, label]].item() for label in first[sample]]
-        assert composed.hard_labels()[sample].tolist() == want
+        assert nested[sample].tolist() == want
+        for group in first[sample].unique():
+            assert len(nested[sample][first[sample] == group].unique()) == 1, "what is together stays together"
+    assert (nested != composed.labels()).any(), "else this tells nothing apart"
 
 
 def test_chains_that_do_not_fit_are_refused() -> None:
@@ -231,23 +238,162 @@ def test_the_backend_of_the_layer_is_used(backend: str) -> None:
     assert_near(chosen.upsample(values), auto.upsample(values), 1e-9)
 
 
-@pytest.mark.parametrize(
-    "members", [*(one(variant) for variant in EVERY_VARIANT), chain()], ids=[*EVERY_VARIANT, "chain"]
-)
-def test_hard_memberships_are_one_hot(members: Assignment) -> None:
-    one_hot = torch.nn.functional.one_hot(members.hard_labels(), members.num_groups).double()
-    batch = members.batch_size
-    values = torch.randn(batch, members.num_groups, 3, dtype=torch.float64)
-    given = torch.randn(batch, members.num_inputs, 3, dtype=torch.float64)
-    assert_near(members.upsample(values, hard=True), one_hot @ values, 1e-12)
-    assert_near(members.sum(given, hard=True), one_hot.mT @ given, 1e-12)
-    assert_near(members.pool(given, hard=True), one_hot.mT @ given / one_hot.sum(1).clamp(min=1)[..., None], 1e-12)
+@pytest.mark.parametrize("nested", [{}, {"nested": False}, {"nested": True}], ids=str)
+def test_whatever_is_hard_follows_the_same_labels(assignment: Assignment, nested: dict[str, bool]) -> None:
+    """With one word and one default everywhere."""
+    labels = assignment.labels(**nested)
+    one_hot = torch.nn.functional.one_hot(labels, assignment.num_groups).double()
+    values, given = random(2, assignment.num_groups, 3), random(2, assignment.num_inputs, 3)
+    sizes = one_hot.sum(1).clamp(min=1)[..., None]
+    assert_near(assignment.upsample(values, hard=True, **nested), one_hot @ values, 1e-12)
+    assert_near(assignment.sum(given, hard=True, **nested), one_hot.mT @ given, 1e-12)
+    assert_near(assignment.pool(given, hard=True, **nested), one_hot.mT @ given / sizes, 1e-12)
+    assert torch.equal(assignment.usage(**nested).unused, (one_hot.sum(1) == 0).sum(1))
+    grid = labels.reshape(2, *assignment.input_shape)
+    assert torch.equal(assignment.boundaries(**nested), label_boundaries(grid))
 
 
-def test_hard_labels_of_a_chain_are_nested() -> None:
+def test_nested_is_for_labels_only(assignment: Assignment) -> None:
+    for call, size in ((assignment.upsample, assignment.num_groups), (assignment.pool, assignment.num_inputs)):
+        with pytest.raises(ValueError, match=r"nested must be False unless hard is True.*; got True"):
+            call(random(2, size, 1), nested=True)
+
+
+def test_usage_makes_labels_once(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, labels = [], type(assignment).labels
+    monkeypatch.setattr(type(assignment), "labels", lambda self, **rule: (calls.append(self), labels(self, **rule))[1])
+    assignment.usage()
+    assert [call is assignment for call in calls].count(True) == 1
+
+
+def test_autocast_changes_nothing_that_is_read_from_memberships(assignment: Assignment) -> None:
+    # float64 is nothing that autocast touches.
+    assignment = pytree.tree_map(lambda leaf: leaf if leaf is None else leaf.float(), assignment)
+    values, given = (random(2, n, 3).float() for n in (assignment.num_groups, assignment.num_inputs))
+    heads = [False, True] if type(assignment) is not ComposedAssignment else [False]
+
+    def everything() -> list[torch.Tensor]:
+        every = [*assignment.usage(), assignment.boundaries(), assignment.labels(nested=True)]
+        for per_head, hard in itertools.product(heads, (False, True)):
+            options = {"per_head": per_head, "hard": hard}
+            every += [assignment.matrix(per_head=per_head), assignment.labels(per_head=per_head)]
+            every += [assignment.upsample(values, **options), assignment.sum(given, **options)]
+            every += [assignment.pool(given, **options)]
+        return every
+
+    want = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = everything()
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_memberships_made_under_autocast_have_their_own_labels(variant: str) -> None:
+    """Those of float32 layers too, whose matrix products autocast would round."""
+    layer = make_layer(variant)
+    with torch.no_grad():
+        layer.q_proj.weight.mul_(3)
+    plain = layer(tokens((24, 28)), 0.5, (24, 28)).assignment
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = layer(tokens((24, 28)), 0.5, (24, 28)).assignment
+        for members in (plain, cast, compose([cast])):
+            shares = members.matrix()
+            chosen = shares.gather(-1, members.labels().unsqueeze(-1)).squeeze(-1)
+            assert_near(chosen, shares.amax(-1), 1e-6)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_heads_are_shown_one_by_one_and_their_mean_is_the_assignment(variant: str, ndim: int) -> None:
+    single = one(variant, ndim)
+    up, down = random(2, single.num_groups, 3), random(2, single.num_inputs, 3)
+    for members in (single, compose([single]), compose([compose([single])])):
+        heads = members.matrix(per_head=True)
+        assert heads.shape == (2, members.num_heads, members.num_inputs, members.num_groups)
+        assert (heads[:, 0] - heads[:, 1]).abs().max() > 1e-2, "equal heads would prove nothing"
+        assert_near(heads.mean(1), members.matrix(), 1e-9)
+        mass = heads.sum(-2).clamp(min=1e-300).unsqueeze(-1)
+        ups, downs = random(2, 2, single.num_groups, 3), random(2, 2, single.num_inputs, 3)
+        for given_up, given_down in ((up, down), (ups, downs)):
+            each_up = given_up if given_up.ndim == 4 else given_up[:, None]
+            each_down = given_down if given_down.ndim == 4 else given_down[:, None]
+            assert_near(members.upsample(given_up, per_head=True), heads @ each_up, 1e-9)
+            assert_near(members.sum(given_down, per_head=True), heads.mT @ each_down, 1e-9)
+            assert_near(members.pool(given_down, per_head=True), heads.mT @ each_down / mass, 1e-9)
+            labels = members.labels(per_head=True)
+            one_hot = torch.nn.functional.one_hot(labels, members.num_groups).double()
+            assert_near(members.upsample(given_up, per_head=True, hard=True), one_hot @ each_up, 1e-12)
+            assert_near(members.sum(given_down, per_head=True, hard=True), one_hot.mT @ each_down, 1e-12)
+        assert_near(heads.gather(-1, labels[..., None]).squeeze(-1), heads.amax(-1), 1e-9)
+        assert (labels[:, 0] != labels[:, 1]).any()
+        with pytest.raises(ValueError, match=r"values must have shape \(B=2, H=2, N_in=.*got \(2, 3, "):
+            members.pool(random(2, 3, single.num_inputs, 1), per_head=True)
+        with pytest.raises(ValueError, match=r"values must have shape \(B=2, N_in="):
+            members.pool(downs)
+
+
+def test_heads_of_several_stages_do_not_correspond() -> None:
     members = chain()
-    first, second, last = (stage.labels() for stage in members.stages)
-    assert torch.equal(members.hard_labels(), last.gather(1, second.gather(1, first)))
+    for call in (
+        lambda: members.matrix(per_head=True),
+        lambda: members.labels(per_head=True),
+        lambda: members.upsample(random(2, members.num_groups, 1), per_head=True),
+        lambda: members.sum(random(2, members.num_inputs, 1), per_head=True),
+        lambda: members.pool(random(2, members.num_inputs, 1), per_head=True, hard=True),
+    ):
+        with pytest.raises(ValueError, match=r"per_head must be False for a chain of several stages.*got True for 3"):
+            call()
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_pooling_per_head_is_the_grouping_of_the_layer(variant: str) -> None:
+    """What the layer's last round adds is the per-head average of its own values, and not the average over heads."""
+    layer = make_layer(variant, iters=1).double()
+    with torch.no_grad():
+        layer.q_proj.weight.mul_(3)
+    seen = []
+    layer.norm_attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x, shape = tokens((12, 14)).double(), (12, 14)
+    members = layer(x, 0.5, shape).assignment
+    values = layer.v_proj(x)
+    pooled = members.pool(values.unflatten(-1, (2, -1)).transpose(1, 2), per_head=True)
+    assert_near(pooled.transpose(1, 2).flatten(2), seen[0], 1e-9)
+    assert (members.pool(values) - seen[0]).norm() > 0.1 * seen[0].norm()
+
+
+@pytest.mark.parametrize("members", [*EVERY_VARIANT, "chain"])
+def test_empty_batches(members: str) -> None:
+    full = one(members) if members in VARIANTS else chain()
+    # All but the table of biases.
+    empty = pytree.tree_map(lambda leaf: leaf if leaf is None or leaf.ndim == 3 else leaf[:0], full)
+    assert empty.batch_size == 0
+    for nested in (False, True):
+        assert empty.labels(nested=nested).shape == (0, full.num_inputs)
+        assert empty.boundaries(nested=nested).shape == (0, *full.input_shape)
+        assert [part.shape for part in empty.usage(nested=nested)] == [(0, full.num_groups), (0,)]
+        assert empty.upsample(torch.zeros(0, full.num_groups, 2), hard=True, nested=nested).shape[1] == full.num_inputs
+    if members in VARIANTS:
+        assert empty.labels(per_head=True).shape == (0, 2, full.num_inputs)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_tokens_of_which_nobody_can_tell_have_no_label(variant: str) -> None:
+    def broken(leaf: torch.Tensor | None) -> torch.Tensor | None:
+        if leaf is None or leaf.shape[2:3] != (54,):
+            return leaf
+        leaf = leaf.clone()
+        leaf[0, :, 7] = torch.nan
+        return leaf
+
+    members = one(variant)
+    hurt = pytree.tree_map(broken, members)
+    for per_head in (False, True):
+        want, got = members.labels(per_head=per_head), hurt.labels(per_head=per_head)
+        want[0, ..., 7] = -1
+        assert torch.equal(got, want)
+    assert torch.equal(compose([hurt]).labels(), hurt.labels())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

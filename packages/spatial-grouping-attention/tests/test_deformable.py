@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from grouping_cases import assert_near
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_cases import SHAPES, make_layer, tokens
 from spatial_grouping_attention.backends import deformable
@@ -65,32 +65,202 @@ def test_interpolation_goes_over_valid_points_alone(sizes: list[int], seed: int)
         assert_near(got[0, 0, point], want if weights.sum() > 1e-6 else torch.zeros(2), 1e-9, size=1.0)
 
 
+def operands(tokens: int, shape: tuple[int, ...] = (3, 4)) -> tuple[torch.Tensor, ...]:
+    """(q, k, v, u, positions) of two points a token, away from whole steps, where linear interpolation has a kink."""
+    size, ndim = torch.Size(shape).numel(), len(shape)
+    positions = torch.rand(1, 1, tokens, 2, ndim, generator=RNG, dtype=torch.float64) * 0.8 + 0.1
+    cells = [torch.randint(0, n - 1, positions.shape[:-1], generator=RNG) for n in shape]
+    sizes = ((size, 3), (tokens, 3), (tokens, 2), (size, 2))
+    return (*(random(1, 1, *rows).requires_grad_() for rows in sizes), (positions + torch.stack(cells, -1)))
+
+
+def shares_of(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, groups: deformable.Lattice) -> torch.Tensor:
+    visible = torch.ones(k.shape[2], 2, dtype=torch.bool)
+    visible[0, 1] = False
+    return deformable.point_log_shares(q, k, positions, visible, groups, scale=0.5)
+
+
 @pytest.mark.parametrize("holes", [(), (5,), (3, 7, 11), (0, 1, 4, 5, 8, 9)])
 def test_gradients_of_interpolation_and_pooling(holes: tuple[int, ...]) -> None:
-    shape = (3, 4)
     valid = None
     if holes:
         valid = torch.ones(1, 12, dtype=torch.bool)
         valid[:, list(holes)] = False
-    # Away from whole steps, where linear interpolation has a kink.
-    positions = torch.rand(1, 1, 5, 2, 2, generator=RNG, dtype=torch.float64) * 0.8 + 0.1
-    positions = (positions + torch.randint(0, 2, positions.shape, generator=RNG)).requires_grad_()
-    q, k, v, u = (
-        x.requires_grad_() for x in (random(1, 1, 12, 3), random(1, 1, 5, 3), random(1, 1, 5, 2), random(1, 1, 12, 2))
-    )
-    visible = torch.ones(5, 2, dtype=torch.bool)
-    visible[0, 1] = False
+    groups = deformable.lattice((3, 4), valid)
+    *leaves, positions = operands(5)
 
-    def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        q, k, v, u, positions = tensors
-        groups = deformable.lattice(shape, valid)
-        shares = deformable.point_log_shares(q, k, positions, visible, groups, scale=0.5)
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shares = shares_of(q, k, positions, groups)
         out, log_mass = deformable.pool(shares, positions, v, groups)
-        return out, log_mass.exp(), deformable.assign(shares, positions, u, groups)
+        up, total = deformable.assign(shares, positions, u, groups), deformable.spread(shares, positions, v, groups)
+        return out, log_mass.exp(), up, total
 
-    assert torch.autograd.gradcheck(function, (q, k, v, u, positions))
+    assert torch.autograd.gradcheck(function, leaves)
+    positions.requires_grad_()  # Bounding the gradient of places leaves all others alone.
+    assert torch.autograd.gradcheck(function, leaves)
     if valid is not None:
-        assert function(q, k, v, u, positions)[0][0, 0, ~valid[0]].eq(0).all()
+        assert function(*leaves)[0][0, 0, ~valid[0]].eq(0).all()
+
+
+def test_gradients_of_places_are_exact_where_nothing_is_bounded() -> None:
+    groups = deformable.lattice((3, 4))
+    q, k, v, u, positions = operands(5)
+
+    def carried(positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shares = shares_of(q, k, positions, groups)
+        up, total = deformable.assign(shares, positions, u, groups), deformable.spread(shares, positions, v, groups)
+        return shares.masked_fill(shares.isinf(), 0.0), up, total
+
+    assert torch.autograd.gradcheck(carried, positions.requires_grad_())
+    q, k, v, u, positions = operands(40, (2, 2))
+    groups = deformable.lattice((2, 2))
+
+    def pooled(positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out, log_mass = deformable.pool(shares_of(q, k, positions, groups), positions, v, groups)
+        assert (log_mass > 0).all(), "groups that have a token's mass"
+        return out, log_mass
+
+    assert torch.autograd.gradcheck(pooled, positions.requires_grad_())
+
+
+@pytest.mark.parametrize("gap", [0.0, 5.0, 30.0, 300.0])
+def test_a_point_moves_an_average_at_most_all_the_way(gap: float) -> None:
+    """Token 0 stands beside a group that weighs e^-gap in all: its step has the smaller of two slopes."""
+    log_shares = torch.tensor([0.0, -gap], dtype=torch.float64).view(1, 1, 2, 1)
+    places = torch.tensor([0.0, 1.0], dtype=torch.float64).view(1, 1, 2, 1, 1).requires_grad_()
+    v = torch.tensor([3.0, 1.0], dtype=torch.float64).view(1, 1, 2, 1)
+    out, log_mass = deformable.pool(log_shares, places, v, deformable.lattice((2,)))
+    assert_near(out.flatten(), torch.tensor([3.0, 1.0]), 1e-12)
+    assert_near(log_mass.flatten(), torch.tensor([0.0, -gap]), 1e-12)
+    mass = log_mass.exp().flatten()[1]
+    exact = (v[0, 0, 0] - out[0, 0, 1]) / mass
+    (gradient,) = torch.autograd.grad(out[0, 0, 1].sum(), places)
+    assert_near(gradient[0, 0, 0].sum(), exact.clamp(max=2.0).sum(), 1e-9)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(0, 999))
+def test_gradients_beside_holes_have_their_direction_and_a_bounded_length(ndim: int, seed: int) -> None:
+    """The slope of interpolation times what of the surroundings is there."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3,) * ndim
+    valid = torch.rand(1, 3**ndim, generator=generator) < 0.6
+    values = torch.randn(1, 1, 3**ndim, 1, generator=generator, dtype=torch.float64)
+    positions = 2 * torch.rand(1, 1, 8, ndim, generator=generator, dtype=torch.float64)
+    groups = deformable.lattice(shape, valid)
+    (got,) = torch.autograd.grad(interpolate(values, positions.requires_grad_(), groups).sum(), positions)
+    positions = positions.detach()
+    indices = torch.cartesian_prod(*(torch.arange(3),) * ndim).reshape(3**ndim, ndim)[valid[0]]
+    assume(len(indices))
+    held = torch.minimum(torch.maximum(positions, indices.amin(0)), indices.amax(0))
+    there = interpolate(valid.double()[:, None, :, None], held, deformable.lattice(shape)).squeeze(-1)
+    for axis in range(ndim):
+        step = torch.zeros(ndim, dtype=torch.float64)
+        step[axis] = 1e-7
+        slope = (interpolate(values, positions + step, groups) - interpolate(values, positions - step, groups)) / 2e-7
+        # Not where a step crosses a kink, or where there is next to nothing.
+        smooth = (there > 1e-2) & ((positions - positions.round()).abs() > 1e-3).all(-1)
+        assert_near((got[..., axis])[smooth], (slope.squeeze(-1) * there)[smooth], 1e-4, size=1.0)
+    assert got.abs().max() <= 2 * (values.amax() - values.amin()) + 1e-9
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_gradients_of_offsets_do_not_explode_where_memberships_are_sharp(ndim: int, moved: bool, padded: bool) -> None:
+    """With logits of any spread they stay of the order of all the gradients of the sparse layer."""
+    shape = {1: (40,), 2: (16, 18), 3: (6, 7, 8)}[ndim]
+    valid = None
+    if padded:
+        valid = torch.rand(2, *shape, generator=torch.Generator().manual_seed(4)) < 0.6
+    plain = make_layer("sparse", ndim, iters=1)(tokens(shape), 1.0, shape).assignment
+    spread = (plain.scale * plain.k @ plain.q.mT).std().item()
+    for wanted in (1.0, 10.0, 20.0, 33.0, 100.0):
+        norms = {}
+        for variant in ("sparse", "deformable"):
+            layer = make_layer(variant, ndim, iters=1)
+            with torch.no_grad():
+                for parameter in layer.q_proj.parameters():
+                    parameter.mul_(wanted / spread)
+            if variant == "deformable" and not moved:
+                layer.offsets.reset_parameters()
+            out = layer(tokens(shape), 1.0, shape, valid=valid).x_out
+            (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(5))).sum().backward()
+            parameters = (layer if variant == "sparse" else layer.offsets).parameters()
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norms[variant] = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+        assert 0 < norms["deformable"] < 2 * norms["sparse"], wanted
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("holes", [False, True])
+def test_positions_that_are_not_numbers_stay_on_the_grid(ndim: int, holes: bool) -> None:
+    """Forward and backward; what is read there is NaN, and what lies elsewhere is as it was."""
+    shape = (3,) * ndim
+    size = 3**ndim
+    valid = None
+    if holes:
+        valid = torch.ones(1, size, dtype=torch.bool)
+        valid[:, ::4] = False
+    groups = deformable.lattice(shape, valid)
+    for wrong in (torch.nan, torch.inf, -torch.inf, 1e30):
+        positions = 2 * torch.rand(1, 1, 6, 2, ndim, generator=RNG, dtype=torch.float64)
+        want = interpolate(random(1, 1, size, 2), positions.flatten(2, 3), groups)
+        positions[0, 0, 2, 1, -1] = wrong
+        positions.requires_grad_()
+        q, k, v = (random(1, 1, n, 2).requires_grad_() for n in (size, 6, 6))
+        read = interpolate(q, positions.flatten(2, 3), groups)
+        assert read.isnan().any(-1).squeeze().tolist() == [wrong != wrong and i == 5 for i in range(12)]
+        assert want.isfinite().all()
+        shares = deformable.point_log_shares(q, k, positions, torch.ones(6, 2, dtype=torch.bool), groups, scale=1.0)
+        assert shares.isnan().all(-1).squeeze().tolist() == [wrong != wrong and i == 2 for i in range(6)]
+        out, _ = deformable.pool(shares, positions, v, groups)
+        assert out.isnan().any() == (wrong != wrong)
+        up = deformable.assign(shares, positions, q, groups)
+        assert up.isnan().any(-1).squeeze().tolist() == [wrong != wrong and i == 2 for i in range(6)]
+        (out.sum() + up.sum()).backward()
+        assert deformable.labels(shares, positions, groups).squeeze().tolist()[2] == -1 or wrong == wrong
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_tokens_that_are_not_numbers(ndim: int) -> None:
+    """A NaN in a token, or in what moves its points, is seen around the token and nowhere else."""
+    shape = {1: (61,), 2: (25, 26), 3: (4, 5, 30)}[ndim]
+    layer = make_layer("deformable", ndim, iters=0)
+    layer.offsets.reset_parameters()
+    x = tokens(shape)
+    token = x.shape[1] // 2
+    cells = layer.neighbourhood(shape).cells()
+    groups = torch.cartesian_prod(*map(torch.arange, layer.neighbourhood(shape).output_shape)).reshape(-1, ndim)
+    distance = (groups - cells[token]).abs().amax(-1)
+    ones = torch.ones(2, x.shape[1], 1)
+    want = layer(x, 1.0, shape).assignment.pool(ones).squeeze(-1)
+
+    def break_offsets(_: object, __: object, offsets: torch.Tensor) -> torch.Tensor:
+        offsets = offsets.clone()
+        offsets[0, token] = torch.nan
+        return offsets
+
+    hurt = x.clone()
+    hurt[0, token, 3] = torch.nan
+    # Interpolation also touches, with weight 0, the groups one step beyond a window. The convolution hands what is NaN
+    # in a token to groups one step away, and those to all tokens that look at them.
+    for features, reach in ((hurt, 5), (x, 2)):
+        if features is x:
+            layer.offsets.register_forward_hook(break_offsets)
+        members = layer(features, 1.0, shape).assignment
+        assert members.points.isfinite().all()
+        pooled = members.pool(ones).squeeze(-1)
+        assert pooled[0, distance == 0].isnan().all()
+        assert not pooled[0, distance > reach].isnan().any()
+        assert (distance > reach).any()
+        assert torch.equal(pooled[1], want[1])
+        assert members.labels()[0, token] == -1
+        up = members.upsample(torch.ones(2, members.num_groups, 1)).isnan().any(-1)
+        assert up[0, token]
+        assert not up[1].any()
+        if features is x:
+            assert up[0].sum() == 1
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])

@@ -182,10 +182,10 @@ def test_stages_hand_validity_on_and_chains_know_it() -> None:
     assert_near(cut(spread, larger, shape), alone.upsample(values), 1e-9)
     assert chain.valid is valid.flatten(1) or torch.equal(chain.valid, valid.flatten(1))
     assert torch.equal(chain.valid_groups, got.valid)
-    for name in ("labels", "hard_labels"):
-        mine = getattr(chain, name)()
+    for nested in (False, True):
+        mine = chain.labels(nested=nested)
         assert torch.equal(mine < 0, ~valid.flatten(1))
-        assert torch.equal(cut(located(mine, many, few), larger, shape), getattr(alone, name)())
+        assert torch.equal(cut(located(mine, many, few), larger, shape), alone.labels(nested=nested))
     assert torch.equal(chain.usage().unused, alone.usage().unused)
 
 

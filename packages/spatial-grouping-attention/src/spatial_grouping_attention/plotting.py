@@ -26,12 +26,13 @@ def plot_groups(
     axis: int = 0,
     index: int | None = None,
     titles: Sequence[str] | None = None,
+    nested: bool = False,
 ) -> Figure:
     """Draw the segments of every stage over an image, or over a slice of a volume.
 
-    Each stage is shown through all stages before it: every token takes the label of its most likely last group, and
-    tokens that are not valid stay as they are. Where tokens are coarser than pixels (a patch stem), labels are
-    repeated to the image's size.
+    Each stage is shown through all stages before it: every token takes its label in the chain
+    (:meth:`.Assignment.labels`), and tokens that are not valid stay as they are. Where tokens are coarser than pixels
+    (a patch stem), labels are repeated to the image's size.
 
     Args:
         image: (H, W), (D, H, W), or with one or three channels in front; any range, scaled for display.
@@ -40,6 +41,7 @@ def plot_groups(
         axis: axis of a volume to cut across.
         index: slice of a volume; None for the middle one.
         titles: one per stage; None for the number of groups.
+        nested: which label of a chain is meant: its most likely group, or the one that is reached stage by stage.
 
     Returns:
         A matplotlib figure: the image, then one panel per stage with its borders drawn in.
@@ -54,7 +56,7 @@ def plot_groups(
     except ImportError as error:
         raise ImportError("plot_groups needs matplotlib: pip install 'spatial-grouping-attention[plot]'") from error
 
-    picture, stages = _slices(image, assignments, sample, axis, index)
+    picture, stages = _slices(image, assignments, sample, axis, index, nested)
     # Drawn enlarged, so that a border is thin beside groups of a few pixels.
     zoom = max(1, PANEL_PIXELS // max(picture.shape[1:]))
     background = _enlarge(_to_display(picture), zoom)
@@ -78,7 +80,7 @@ def plot_groups(
 
 
 def _slices(
-    image: Tensor, assignments: Sequence[Assignment], sample: int, axis: int, index: int | None
+    image: Tensor, assignments: Sequence[Assignment], sample: int, axis: int, index: int | None, nested: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The image (1 or 3, H, W), or a slice of the volume, and the labels of every stage there, (H, W)."""
     shape = assignments[0].input_shape
@@ -91,7 +93,7 @@ def _slices(
     picture = image if image.ndim == ndim + 1 else image[None]
     grid = picture.shape[1:]
     chains = [compose(assignments[: i + 1]) for i in range(len(assignments))]
-    stages = [_resize_labels(chain.labels()[sample].reshape(shape), grid) for chain in chains]
+    stages = [_resize_labels(chain.labels(nested=nested)[sample].reshape(shape), grid) for chain in chains]
     if ndim == 3:
         middle = grid[axis] // 2 if index is None else index
         picture, stages = picture.select(axis + 1, middle), [labels.select(axis, middle) for labels in stages]

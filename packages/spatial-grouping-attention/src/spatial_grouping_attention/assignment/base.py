@@ -46,10 +46,22 @@ class Usage(NamedTuple):
 
 
 class Assignment(Movable, ABC):
-    """Soft memberships A of fine tokens (rows) in groups (columns), averaged over heads.
+    """Soft memberships A of fine tokens (rows) in groups (columns).
 
     Rows sum to 1. Rows of tokens and columns of groups that are not valid are 0: what is carried to such a token is
     0, its label is -1, and whatever values are given for it do not matter.
+
+    Every head of a layer has memberships of its own, and groups by them. What is shown here is their mean over heads,
+    one map for people and losses to look at; ``per_head=True`` gives the heads themselves, behind the batch (B, H,
+    ...), so that ``pool(v, per_head=True)`` of a layer's own values is the layer's own grouping. Heads of several
+    stages do not correspond, so a chain of those has the mean only.
+
+    A token's label is its most likely group. In a chain that has two meanings, and ``nested`` chooses the same one
+    wherever labels occur: False, the largest entry of the chain's memberships, through every way from the token to a
+    group; or True, the group that is reached by the most likely group of every stage, so that segments are nested
+    (tokens that share a group in one stage share it in all later ones). For one stage both are the same.
+
+    All results are those of the memberships at their own precision, whether or not autocast is on.
     """
 
     # Not a dataclass: code that walks through containers rebuilds those from parts it has changed.
@@ -75,6 +87,15 @@ class Assignment(Movable, ABC):
 
     @property
     @abstractmethod
+    def num_heads(self) -> int:
+        """Number of heads, H.
+
+        Raises:
+            ValueError: a chain of several stages has none.
+        """
+
+    @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where the memberships live."""
 
@@ -88,122 +109,142 @@ class Assignment(Movable, ABC):
         """Number of groups, N_out."""
         return math.prod(self.output_shape)
 
-    def upsample(self, values: Tensor, *, hard: bool = False) -> Tensor:
+    def upsample(self, values: Tensor, *, hard: bool = False, nested: bool = False, per_head: bool = False) -> Tensor:
         """Carry values of the groups to the fine tokens: ``A values``.
 
         Args:
-            values: (B, N_out, C), for example class logits or features.
-            hard: give every token the value of its one group (:meth:`hard_labels`) instead of a mixture; gradients
-                then flow to the values only.
+            values: (B, N_out, C), for example class logits or features; with ``per_head`` also (B, H, N_out, C).
+            hard: give every token the value of its one group (:meth:`labels`) instead of a mixture; gradients then
+                flow to the values only.
+            nested: which label of a chain is meant; only where ``hard``.
+            per_head: do not average over heads.
 
         Returns:
-            (B, N_in, C); 0 for tokens that are not valid.
+            (B, N_in, C), or (B, H, N_in, C) per head; 0 for tokens that are not valid.
 
         Raises:
             TypeError: values are not floating.
-            ValueError: values have another shape.
+            ValueError: values have another shape, ``nested`` without ``hard``, or heads of a chain are asked for.
         """
-        self._check("N_out", values)
+        self._check("N_out", values, hard, nested, per_head)
         if hard:
-            labels = self.hard_labels().unsqueeze(-1)
-            rows = labels.clamp(min=0).expand(-1, -1, values.shape[-1])
-            return values.gather(1, rows).masked_fill(labels < 0, 0.0)
-        return self._upsample(_widened(values)).to(values.dtype)
+            values, labels, rows = self._with_labels(values, nested, per_head)
+            return values.gather(-2, rows).masked_fill(labels < 0, 0.0)
+        return self._upsample(_widened(values), per_head).to(values.dtype)
 
-    def sum(self, values: Tensor, *, hard: bool = False) -> Tensor:
+    def sum(self, values: Tensor, *, hard: bool = False, nested: bool = False, per_head: bool = False) -> Tensor:
         """Sum values of the fine tokens over the members of every group: ``A^T values``, upsample's adjoint.
 
         Args:
-            values: (B, N_in, C).
-            hard: let every token belong to its one group (:meth:`hard_labels`) only.
+            values: (B, N_in, C); with ``per_head`` also (B, H, N_in, C).
+            hard: let every token belong to its one group (:meth:`labels`) only.
+            nested: which label of a chain is meant; only where ``hard``.
+            per_head: do not average over heads.
 
         Returns:
-            (B, N_out, C).
+            (B, N_out, C), or (B, H, N_out, C) per head.
 
         Raises:
             TypeError: values are not floating.
-            ValueError: values have another shape.
+            ValueError: values have another shape, ``nested`` without ``hard``, or heads of a chain are asked for.
         """
-        self._check("N_in", values)
-        if hard:
-            return self._hard_sum(_widened(values)).to(values.dtype)
-        return self._sum(_widened(values)).to(values.dtype)
+        self._check("N_in", values, hard, nested, per_head)
+        wide = _widened(values)
+        total = self._hard_sum(wide, nested, per_head) if hard else self._sum(wide, per_head)
+        return total.to(values.dtype)
 
-    def pool(self, values: Tensor, *, hard: bool = False) -> Tensor:
+    def pool(self, values: Tensor, *, hard: bool = False, nested: bool = False, per_head: bool = False) -> Tensor:
         """Average values of the fine tokens over the members of every group: ``A^T values / A^T 1``.
 
         Args:
-            values: (B, N_in, C).
-            hard: let every token belong to its one group (:meth:`hard_labels`) only.
+            values: (B, N_in, C); with ``per_head`` also (B, H, N_in, C).
+            hard: let every token belong to its one group (:meth:`labels`) only.
+            nested: which label of a chain is meant; only where ``hard``.
+            per_head: average over the members that every head has, each by itself: what the layer does.
 
         Returns:
-            (B, N_out, C); 0 for groups without members.
+            (B, N_out, C), or (B, H, N_out, C) per head; 0 for groups without members.
 
         Raises:
             TypeError: values are not floating.
-            ValueError: values have another shape.
+            ValueError: values have another shape, ``nested`` without ``hard``, or heads of a chain are asked for.
         """
-        self._check("N_in", values)
+        self._check("N_in", values, hard, nested, per_head)
         wide = _widened(values)
-        pooled = averages(self._hard_sum(with_ones(wide))) if hard else self._pool(wide)
+        pooled = averages(self._hard_sum(with_ones(wide), nested, per_head)) if hard else self._pool(wide, per_head)
         return pooled.to(values.dtype)
 
     @abstractmethod
-    def matrix(self) -> Tensor:
-        """A itself, (B, N_in, N_out); for small grids."""
+    def matrix(self, *, per_head: bool = False) -> Tensor:
+        """A itself, (B, N_in, N_out), or that of every head (B, H, N_in, N_out); for small grids."""
 
     @abstractmethod
-    def labels(self) -> Tensor:
-        """Most likely group of every fine token, (B, N_in) int64, without the matrix; -1 for tokens that are not valid.
+    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
+        """Most likely group of every fine token, without the matrix.
 
         Not differentiable. Ties go to the group that comes first.
+
+        Args:
+            nested: which label of a chain is meant, see the class: the largest of its memberships, or, cheaper, the
+                group that is reached stage by stage.
+            per_head: the labels of every head.
+
+        Returns:
+            (B, N_in) int64, or (B, H, N_in) per head; -1 for tokens that belong to nobody (not valid, or NaN), and
+            where a nested way ends at a group that is not valid.
         """
 
-    def hard_labels(self) -> Tensor:
-        """The one group of every fine token where memberships are hard, (B, N_in) int64; -1 as in :meth:`labels`."""
-        return self.labels()
-
     @torch.no_grad()
-    def usage(self) -> Usage:
-        """Mass of every group, and how many groups are nobody's most likely one."""
+    def usage(self, *, nested: bool = False) -> Usage:
+        """Mass of every group, and how many groups are nobody's most likely one (:meth:`labels`)."""
         mass = self.sum(torch.ones(self.batch_size, self.num_inputs, 1, device=self.device)).squeeze(-1)
         # Labels count from -1, which is in no group's place.
         chosen = mass.new_zeros(self.batch_size, self.num_groups + 1)
-        used = chosen.scatter(1, self.labels() + 1, 1.0)[:, 1:] > 0
+        used = chosen.scatter(1, self.labels(nested=nested) + 1, 1.0)[:, 1:] > 0
         unused = ~used if self.valid_groups is None else ~used & self.valid_groups
         return Usage(mass, unused.sum(1))
 
     @torch.no_grad()
-    def boundaries(self) -> Tensor:
-        """Where neighbouring tokens have different labels, for drawing: (B, *input_shape) boolean.
+    def boundaries(self, *, nested: bool = False) -> Tensor:
+        """Where neighbouring tokens have different labels (:meth:`labels`): (B, *input_shape) boolean.
 
-        Both tokens of a differing pair are marked, so lines are two tokens wide. The edge of the valid tokens is no
-        boundary, as the edge of the grid is none.
+        For drawing: both tokens of a differing pair are marked, so lines are two tokens wide. The edge of the valid
+        tokens is no boundary, as the edge of the grid is none.
         """
-        return label_boundaries(self.labels().reshape(-1, *self.input_shape))
+        return label_boundaries(self.labels(nested=nested).reshape(self.batch_size, *self.input_shape))
 
     @abstractmethod
-    def _upsample(self, values: Tensor) -> Tensor:
+    def _upsample(self, values: Tensor, per_head: bool) -> Tensor:
         """``A values`` for checked values of float32 at least."""
 
     @abstractmethod
-    def _sum(self, values: Tensor) -> Tensor:
+    def _sum(self, values: Tensor, per_head: bool) -> Tensor:
         """``A^T values`` for checked values of float32 at least."""
 
-    def _pool(self, values: Tensor) -> Tensor:
+    @abstractmethod
+    def _pool(self, values: Tensor, per_head: bool) -> Tensor:
         """``A^T values / A^T 1`` for checked values of float32 at least."""
-        return averages(self._sum(with_ones(values)))
 
-    def _hard_sum(self, values: Tensor) -> Tensor:
-        labels = self.hard_labels().unsqueeze(-1)
-        rows = labels.clamp(min=0).expand(-1, -1, values.shape[-1])
-        total = values.new_zeros(self.batch_size, self.num_groups, values.shape[-1])
-        return total.scatter_add(1, rows, values.masked_fill(labels < 0, 0.0))
+    def _hard_sum(self, values: Tensor, nested: bool, per_head: bool) -> Tensor:
+        values, labels, rows = self._with_labels(values, nested, per_head)
+        total = values.new_zeros(*values.shape[:-2], self.num_groups, values.shape[-1])
+        return total.scatter_add(-2, rows, values.masked_fill(labels < 0, 0.0))
 
-    def _check(self, axis: str, values: Tensor) -> None:
-        size = self.num_groups if axis == "N_out" else self.num_inputs
+    def _with_labels(self, values: Tensor, nested: bool, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (B, [H,] N, C), labels (B, [H,] N_in, 1), and these as rows to read or to write for every channel."""
+        labels = self.labels(nested=nested, per_head=per_head).unsqueeze(-1)
+        if per_head and values.ndim == 3:
+            values = values.unsqueeze(1).expand(-1, self.num_heads, -1, -1)
+        return values, labels, labels.clamp(min=0).expand(*labels.shape[:-1], values.shape[-1])
+
+    def _check(self, axis: str, values: Tensor, hard: bool, nested: bool, per_head: bool) -> None:
+        if nested and not hard:
+            raise ValueError("nested must be False unless hard is True, for it says which label is meant; got True")
+        sizes = {"B": self.batch_size, axis: self.num_groups if axis == "N_out" else self.num_inputs}
         require_floating("values", values)
-        require_sizes("values", values, f"B {axis} C", B=self.batch_size, **{axis: size})
+        if per_head:
+            sizes["H"] = self.num_heads
+        require_sizes("values", values, f"B H {axis} C" if per_head and values.ndim == 4 else f"B {axis} C", **sizes)
 
 
 def _widened(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .base import Assignment, labels_by_columns
+from .base import Assignment, averages, labels_by_columns, with_ones
 
 
 class ComposedAssignment(Assignment):
@@ -44,50 +44,62 @@ class ComposedAssignment(Assignment):
         return self.stages[0].batch_size
 
     @property
+    def num_heads(self) -> int:
+        """Number of heads of a single stage."""
+        return self._single().num_heads
+
+    @property
     def device(self) -> torch.device:
         """Where the memberships live."""
         return self.stages[0].device
 
-    def _upsample(self, values: Tensor) -> Tensor:
+    def _upsample(self, values: Tensor, per_head: bool) -> Tensor:
         """``A_1 A_2 ... A_L values``, last stage first."""
         for stage in reversed(self.stages):
-            values = stage.upsample(values)
+            values = stage.upsample(values, per_head=per_head)
         return values
 
-    def _sum(self, values: Tensor) -> Tensor:
+    def _sum(self, values: Tensor, per_head: bool) -> Tensor:
         """``A_L^T ... A_1^T values``, first stage first."""
         for stage in self.stages:
-            values = stage.sum(values)
+            values = stage.sum(values, per_head=per_head)
         return values
 
-    def _pool(self, values: Tensor) -> Tensor:
+    def _pool(self, values: Tensor, per_head: bool) -> Tensor:
         """``A^T values / A^T 1``; of a single stage as that stage does it."""
-        return self.stages[0].pool(values) if len(self.stages) == 1 else super()._pool(values)
+        if len(self.stages) == 1:
+            return self.stages[0].pool(values, per_head=per_head)
+        return averages(self._sum(with_ones(values), per_head))
 
-    def matrix(self) -> Tensor:
+    def matrix(self, *, per_head: bool = False) -> Tensor:
         """The product of the stages' matrices, (B, N_in, N_out); for small grids."""
-        product = self.stages[0].matrix()
-        for stage in self.stages[1:]:
-            product = product @ stage.matrix()
+        if per_head:
+            return self._single().matrix(per_head=True)
+        product = self.stages[-1].matrix()
+        for stage in reversed(self.stages[:-1]):
+            product = stage.upsample(product)
         return product
 
-    def labels(self) -> Tensor:
-        """Most likely last group of every first token, through all soft memberships in between."""
-        return labels_by_columns(self)
-
     @torch.no_grad()
-    def hard_labels(self) -> Tensor:
-        """The last group that a first token reaches by following the most likely group of every stage.
-
-        Cheaper than :meth:`labels`, and nested: a token goes where its group goes.
-
-        Returns:
-            (B, N_in) int64; -1 for tokens whose way ends at something that is not valid.
-        """
-        labels = self.stages[0].hard_labels()
+    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
+        """Most likely last group of every first token, through all memberships in between or stage by stage."""
+        if per_head or len(self.stages) == 1:
+            return self._single().labels(nested=nested, per_head=per_head)
+        if not nested:
+            return labels_by_columns(self)
+        labels = self.stages[0].labels(nested=True)
         for stage in self.stages[1:]:
-            labels = stage.hard_labels().gather(1, labels.clamp(min=0)).where(labels >= 0, labels)
+            labels = stage.labels(nested=True).gather(1, labels.clamp(min=0)).where(labels >= 0, labels)
         return labels
+
+    def _single(self) -> Assignment:
+        """The one stage whose heads are asked for."""
+        if len(self.stages) > 1:
+            raise ValueError(
+                "per_head must be False for a chain of several stages, whose heads do not correspond; got True for "
+                f"{len(self.stages)} stages"
+            )
+        return self.stages[0]
 
 
 def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:

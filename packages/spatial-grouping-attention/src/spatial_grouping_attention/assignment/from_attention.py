@@ -91,9 +91,9 @@ class AttentionAssignment(AssignmentOfHeads):
         grouped = group(self._operands(values), self.backend)
         return grouped.out, grouped.log_mass
 
-    def labels(self) -> Tensor:
-        """Most likely group under the mean over heads, tile by tile."""
-        return labels(self._operands(self.q))  # whose values do not matter here
+    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
+        """Most likely group of every fine token, (B, N_in) int64 or (B, H, N_in) per head, tile by tile."""
+        return labels(self._operands(self.q), per_head=per_head)  # whose values do not matter here
 
     def _operands(self, values: Tensor) -> Operands:
         """The call in the wider of the two dtypes."""

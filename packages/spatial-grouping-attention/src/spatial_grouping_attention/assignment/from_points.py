@@ -10,7 +10,6 @@ from torch.utils import _pytree as pytree
 
 from ..backends import deformable
 from ..geometry import Neighbourhood
-from .base import labels_by_columns
 from .heads import AssignmentOfHeads
 
 
@@ -83,9 +82,14 @@ class DeformableAssignment(AssignmentOfHeads):
         values = _blanked(values, self.valid)
         return deformable.pool(self.log_shares, self.points, values, self._groups())
 
-    def labels(self) -> Tensor:
-        """Most likely group under the mean over heads, a few groups at a time."""
-        return labels_by_columns(self)
+    def sum_heads(self, values: Tensor) -> Tensor:
+        """Sum what tokens (B, H, N_in, C) spread to the groups around their points: (B, H, N_out, C)."""
+        values = _blanked(values, self.valid)
+        return deformable.spread(self.log_shares, self.points, values, self._groups())
+
+    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
+        """Most likely group of every fine token, (B, N_in) int64 or (B, H, N_in) per head."""
+        return deformable.labels(self.log_shares, self.points, self._groups(), per_head=per_head)
 
     def _groups(self) -> deformable.Lattice:
         return deformable.lattice(self.output_shape, self.valid_groups)

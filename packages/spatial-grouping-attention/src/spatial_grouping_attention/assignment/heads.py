@@ -14,11 +14,6 @@ from .base import Assignment
 class AssignmentOfHeads(Assignment):
     """Memberships of several heads, each applied to values of its own by the two operators."""
 
-    @property
-    @abstractmethod
-    def num_heads(self) -> int:
-        """Number of heads, H."""
-
     @abstractmethod
     def assign_heads(self, values: Tensor) -> Tensor:
         """Carry values of the groups (B, H, N_out, C) to the tokens, head by head: (B, H, N_in, C)."""
@@ -31,30 +26,38 @@ class AssignmentOfHeads(Assignment):
             (B, H, N_out, C), 0 for groups without members; the logarithm of the groups' masses (B, H, N_out).
         """
 
-    def matrix(self) -> Tensor:
-        """A itself, (B, N_in, N_out); for small grids."""
+    def sum_heads(self, values: Tensor) -> Tensor:
+        """Sum values of the tokens (B, H, N_in, C) over every group's members, head by head: (B, H, N_out, C)."""
+        out, log_mass = self.group_heads(values)
+        return log_mass.exp().unsqueeze(-1) * out
+
+    def matrix(self, *, per_head: bool = False) -> Tensor:
+        """A itself, (B, N_in, N_out), or that of every head (B, H, N_in, N_out); for small grids."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         one_hot = torch.eye(self.num_groups, dtype=dtype, device=self.device)
-        return self.upsample(one_hot.expand(self.batch_size, -1, -1))
+        return self.upsample(one_hot.expand(self.batch_size, -1, -1), per_head=per_head)
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """Type of what the memberships are made of."""
 
-    def _upsample(self, values: Tensor) -> Tensor:
-        return self.assign_heads(self._repeated(values)).mean(1)
+    def _upsample(self, values: Tensor, per_head: bool) -> Tensor:
+        carried = self.assign_heads(self._for_heads(values))
+        return carried if per_head else carried.mean(1)
 
-    def _sum(self, values: Tensor) -> Tensor:
-        out, log_mass = self.group_heads(self._repeated(values))
-        return (log_mass.exp().unsqueeze(-1) * out).mean(1)
+    def _sum(self, values: Tensor, per_head: bool) -> Tensor:
+        total = self.sum_heads(self._for_heads(values))
+        return total if per_head else total.mean(1)
 
-    def _pool(self, values: Tensor) -> Tensor:
+    def _pool(self, values: Tensor, per_head: bool) -> Tensor:
         """Also where a group's mass is too small for its dtype."""
-        return merge_heads(*self.group_heads(self._repeated(values)))
+        out, log_mass = self.group_heads(self._for_heads(values))
+        return out if per_head else merge_heads(out, log_mass)
 
-    def _repeated(self, values: Tensor) -> Tensor:
-        return repeat(values, "b n c -> b h n c", h=self.num_heads)
+    def _for_heads(self, values: Tensor) -> Tensor:
+        """The same values for every head, (B, H, N, C), where they are not given per head."""
+        return values if values.ndim == 4 else repeat(values, "b n c -> b h n c", h=self.num_heads)
 
 
 def merge_heads(out: Tensor, log_mass: Tensor) -> Tensor:

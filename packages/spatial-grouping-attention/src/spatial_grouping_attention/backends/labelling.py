@@ -1,10 +1,15 @@
-"""The most likely group of every fine token, without a matrix of all pairs."""
+"""The most likely group of every fine token, without a matrix of all pairs.
+
+Registered with ``torch.library`` as the operators are, so that a compiler takes it as it is and any batch fits.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..geometry import Neighbourhood
+from .autograd import as_given, without_autocast
 from .engines import Backend, engine
 from .operands import Operands
 from .semantics import blanked, logits, memberships, most_likely
@@ -14,14 +19,63 @@ BLOCK_ELEMENTS = 2**24
 
 
 @torch.no_grad()
-def labels(x: Operands) -> Tensor:
-    """argmax_j of the memberships averaged over heads; ``values`` are not looked at.
+def labels(x: Operands, *, per_head: bool = False) -> Tensor:
+    """argmax_j of the memberships averaged over heads, or of every head's; ``values`` are not looked at.
+
+    Args:
+        x: checked operands, whose bias is a table if there is one.
+        per_head: whether every head has labels of its own.
 
     Returns:
-        (B, N_in) int64; ties go to the group that comes first; -1 for tokens that belong to no group.
+        (B, N_in) int64, or (B, H, N_in) per head; ties go to the group that comes first; -1 for tokens that belong to
+        no group, or of which nobody can tell, because they are NaN.
     """
+    if torch.onnx.is_in_onnx_export():
+        # Which has standard operators only; a graph for a runtime needs no blocks.
+        with as_given(x.q):
+            return _of_heads(memberships(logits(blanked(x, "groups"))), per_head)
+    geometry = [] if x.neighbourhood is None else x.neighbourhood.integers()
+    found: Tensor = _labels(x.q, x.k, x.bias, x.valid, x.valid_groups, geometry, x.scale, per_head)
+    return found
+
+
+@torch.library.custom_op("spatial_grouping_attention::labels", mutates_args=())
+@without_autocast
+def _labels(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    valid: Tensor | None,
+    valid_groups: Tensor | None,
+    geometry: list[int],
+    scale: float,
+    per_head: bool,
+) -> Tensor:
+    if 0 in (*q.shape, *k.shape):
+        return k.new_full(k.shape[:3] if per_head else k.shape[::2][:2], -1, dtype=torch.long)
+    neighbourhood = Neighbourhood.from_integers(geometry) if geometry else None
     # The values' channels would only make for smaller chunks.
-    x = blanked(x._replace(values=x.q), "groups")
+    x = Operands(q, k, q, neighbourhood, scale, bias, valid=valid, valid_groups=valid_groups)
+    x = blanked(x, "groups")
+    if not per_head:
+        return _averaged(x)
+    return torch.cat([_averaged(_head(x, h)).unsqueeze(1) for h in range(q.shape[1])], 1)
+
+
+@_labels.register_fake
+def _(q, k, bias, valid, valid_groups, geometry, scale, per_head):  # type: ignore[no-untyped-def]
+    batch, heads, tokens = k.shape[:3]
+    return k.new_empty((batch, heads, tokens) if per_head else (batch, tokens), dtype=torch.long)
+
+
+def _head(x: Operands, head: int) -> Operands:
+    """The operands of one head alone."""
+    q, k = x.q[:, [head]], x.k[:, [head]]
+    return x._replace(q=q, k=k, values=q, bias=None if x.bias is None else x.bias[[head]])
+
+
+def _averaged(x: Operands) -> Tensor:
+    """Labels of the mean over heads."""
     if x.neighbourhood is None or (x.neighbourhood.covers_all and x.bias is None):
         return _dense(x)
     found: Tensor = engine(Backend.TILED.value).labels(x)
@@ -29,11 +83,17 @@ def labels(x: Operands) -> Tensor:
 
 
 def _dense(x: Operands) -> Tensor:
-    rows = max(1, BLOCK_ELEMENTS // max(1, x.q.shape[0] * x.q.shape[1] * x.q.shape[2]))
+    rows = max(1, BLOCK_ELEMENTS // (x.q.shape[0] * x.q.shape[1] * x.q.shape[2]))
     blocks = []
     for first in range(0, x.k.shape[2], rows):
         block = slice(first, first + rows)
         valid = None if x.valid is None else x.valid[:, block]
         part = x._replace(k=x.k[:, :, block], valid=valid, neighbourhood=None)
-        blocks.append(most_likely(memberships(logits(part)).mean(1)))
+        blocks.append(_of_heads(memberships(logits(part)), per_head=False))
     return torch.cat(blocks, dim=1)
+
+
+def _of_heads(shares: Tensor, per_head: bool) -> Tensor:
+    """Memberships of every head (B, H, N, M) -> (B, H, N) labels per head, or (B, N) of their mean."""
+    shares = shares.masked_fill(shares.isnan(), 0.0)
+    return most_likely(shares if per_head else shares.mean(1))

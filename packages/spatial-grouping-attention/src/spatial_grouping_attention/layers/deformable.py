@@ -130,13 +130,18 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
             visible = visible & valid[:, None, :, None]
         # Half types cannot tell positions on a large grid apart.
         offsets = self.offsets(x).to(torch.promote_types(x.dtype, torch.float32))
-        points = places + rearrange(
+        offsets = rearrange(
             offsets, "b n (h p d) -> b h n p d", h=self.num_heads, p=self.num_points, d=self.spatial_dims
         )
+        # Points that are nowhere are taken where they start: NaN then stays near its token, in the shares.
+        lost = offsets.isnan()
+        points = places + offsets.masked_fill(lost, 0.0)
+        lost = lost.any(-1).any(-1, keepdim=True)
         scale = 1.0 / math.sqrt(self.head_dim)
 
         def of(q: Tensor, k: Tensor) -> DeformableAssignment:
             shares = deformable.point_log_shares(q, k, points, visible, groups, scale=scale, bias=self._bias(q))
+            shares = shares.masked_fill(lost, torch.nan)
             return DeformableAssignment(shares, points, neighbourhood, valid, valid_groups)
 
         return of

@@ -9,8 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-# A position that touches valid points with less than this weight sees nothing: scaled up to 1, what little it sees
-# would have gradients without bound.
+# A position that touches valid points with less than this weight sees nothing.
 LEAST_WEIGHT = 1e-6
 
 Index = Tensor | int
@@ -62,17 +61,20 @@ def interpolate(values: Tensor, positions: Tensor, points: Lattice) -> Tensor:
 
 def touches(positions: Tensor, points: Lattice) -> Tensor:
     """Whether there is anything to be seen at positions (B, H, K, ndim): (B, H, K) boolean."""
-    return torch.stack([weight > 0 for _, weight in corners(positions.detach(), points)]).any(0)
+    # Unless it is known that there is nothing: a position may be NaN.
+    return torch.stack([~(weight <= 0) for _, weight in corners(positions.detach(), points)]).any(0)
 
 
 def corners(positions: Tensor, points: Lattice) -> Iterable[tuple[Tensor, Tensor]]:
     """The 2^ndim points around every position, and how near each is.
 
     Weights sum to 1. Those of points that are not valid are 0 and the others are scaled up; where no valid point is
-    touched, all are 0.
+    touched, all are 0. Gradients of weights that are scaled up are not: they have their direction, and the length that
+    they would have were nothing missing, or where a position touches little they would grow without bound.
 
     Returns:
-        Flat index and weight, both (B, H, K), of each corner.
+        Flat index and weight, both (B, H, K), of each corner. Indices are on the grid whatever the positions; where
+        those are NaN, so are the weights.
     """
     around = _around(positions, points)
     if points.valid is None:
@@ -81,8 +83,19 @@ def corners(positions: Tensor, points: Lattice) -> Iterable[tuple[Tensor, Tensor
     kept = [(index, weight * held.gather(2, index)) for index, weight in around]
     total = torch.stack([weight for _, weight in kept]).sum(0)
     nothing = total < LEAST_WEIGHT
-    total = total.masked_fill(nothing, 1.0)
-    return [(index, (weight / total).masked_fill(nothing, 0.0)) for index, weight in kept]
+    scaled = [(index, _scaled_up(weight, total.masked_fill(nothing, 1.0))) for index, weight in kept]
+    return [(index, weight.masked_fill(nothing, 0.0)) for index, weight in scaled]
+
+
+def _scaled_up(weight: Tensor, total: Tensor) -> Tensor:
+    """``weight / total``, and ``total`` times its gradient."""
+    share = (weight / total).detach()
+    return with_gradient_of(share, weight - share * total)
+
+
+def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
+    """A value as it is, whose gradient is its own and that of another."""
+    return value + (other - other.detach())
 
 
 def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,7 +104,7 @@ def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor
         position = positions[..., axis].clamp(first, last)  # type: ignore[arg-type]
         # The last point has no upper neighbour: it is reached as fraction 1 of the last but one.
         floor = position.detach().floor().clamp(max=last - 1).clamp(min=first)
-        lower.append(floor.long())
+        lower.append(floor.nan_to_num(0.0).long())
         fraction.append(position - floor)
     for corner in itertools.product((0, 1), repeat=len(points.shape)):
         index: Index = 0

@@ -9,20 +9,29 @@ those alone. A point near which no group is valid is not visible, and a token wi
 
 Points are worked through one after another and recomputed in the backward pass, so memory is O(N * P) numbers, not
 vectors.
+
+**The gradient of where a point lies is bounded.** The average of a group with mass m moves by ``a/m (v - out)`` per
+weight that a point of share a gives it. Once softmax is sharp that is no use: beside a group that nearly all tokens
+leave, m is e^-30, and a point that took the smallest step towards it would replace its average at once. No step can
+do more than that, so ``a/m`` counts as 1 where it is more. Groups with a mass of 1 token or more have their exact
+gradients, and everything else too: values, sums, logits, and all that flows to queries, keys and values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..autograd import without_autocast
 from ..semantics import LOWEST
-from .interpolation import Lattice, corners, interpolate, touches
+from .interpolation import Lattice, corners, interpolate, touches, with_gradient_of
 
 
+@without_autocast
 def point_log_shares(
     q: Tensor,
     k: Tensor,
@@ -64,6 +73,7 @@ def point_log_shares(
     return scores.masked_fill(~(visible | nobody), -torch.inf).log_softmax(-1).masked_fill(nobody, -torch.inf)
 
 
+@without_autocast
 def assign(log_shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Tensor:
     """Values of the groups (B, H, N_out, C) -> of the fine tokens (B, H, N_in, C): ``sum_p a_ip u(x_ip)``."""
 
@@ -76,18 +86,27 @@ def assign(log_shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Te
     return out.to(u.dtype)
 
 
+@without_autocast
+def spread(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> Tensor:
+    """Sums of the tokens' values (B, H, N_in, C) over the groups' members (B, H, N_out, C): ``assign``'s adjoint."""
+    return _collect(log_shares, places, v.to(log_shares.dtype), groups).to(v.dtype)
+
+
+@without_autocast
 def pool(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tuple[Tensor, Tensor]:
     """Averages of the fine tokens' values (B, H, N_in, C) over the groups' members, and the groups' log masses.
 
     Every group's sums are taken relative to its largest membership, so that a group whose members all prefer others
-    still has an exact average and finite gradients.
+    still has an exact average and finite gradients. Those of the places are bounded, see the module.
 
     Returns:
         (B, H, N_out, C) in v's dtype, 0 for groups without members; (B, H, N_out), -inf for those.
     """
     highest = _highest(log_shares.detach(), places.detach(), groups)
+    largest = _relative_mass(log_shares.detach(), places.detach(), groups, highest) if places.requires_grad else None
     wide = v.to(log_shares.dtype)
-    total = _collect(log_shares, places, torch.cat((wide, torch.ones_like(wide[..., :1])), -1), groups, highest)
+    ones = torch.ones_like(wide[..., :1])
+    total = _collect(log_shares, places, torch.cat((wide, ones), -1), groups, highest, largest)
     mass = total[..., -1]
     empty = mass == 0
     mass = mass.masked_fill(empty, 1.0)
@@ -95,17 +114,35 @@ def pool(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tupl
     return (total[..., :-1] / mass.unsqueeze(-1)).to(v.dtype), log_mass
 
 
-def _collect(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice, highest: Tensor) -> Tensor:
-    """``sum_i A_ij v_i / exp(highest_j)``."""
+def _collect(
+    log_shares: Tensor,
+    places: Tensor,
+    v: Tensor,
+    groups: Lattice,
+    highest: Tensor | None = None,
+    largest: Tensor | None = None,
+) -> Tensor:
+    """``sum_i A_ij v_i / exp(highest_j)``, by default with 0 for highest.
+
+    Where ``largest`` is given, shares count for the gradient of the places as that much at most, relative to
+    ``exp(highest_j)`` too; both are (B, H, N_out).
+    """
+    size = math.prod(groups.shape)
 
     def part(log_share: Tensor, some: Tensor, v: Tensor) -> Tensor:
         log_share, some = log_share.flatten(2, 3), some.flatten(2, 3)
         values = v.repeat_interleave(log_share.shape[2] // v.shape[2], 2)
-        total = values.new_zeros(*values.shape[:2], highest.shape[2], values.shape[3])
+        total = values.new_zeros(*values.shape[:2], size, values.shape[3])
         for index, weight in corners(some, groups):
+            weight = weight.to(values.dtype)
             # Beyond e^80 the weight is so small that their product is nothing.
-            relative = (log_share - highest.gather(2, index)).clamp(max=80.0).exp()
-            given = (weight.to(values.dtype) * relative).unsqueeze(-1) * values
+            relative = log_share if highest is None else (log_share - highest.gather(2, index)).clamp(max=80.0)
+            share = relative.exp()
+            given = weight * share
+            if largest is not None:
+                bounded = torch.minimum(share.detach(), largest.gather(2, index))
+                given = with_gradient_of(weight.detach() * share, bounded * weight)
+            given = given.unsqueeze(-1) * values
             total = total.scatter_add(2, index.unsqueeze(-1).expand_as(given), given)
         return total
 
@@ -115,11 +152,17 @@ def _collect(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice, hig
     return out
 
 
+def _relative_mass(log_shares: Tensor, places: Tensor, groups: Lattice, highest: Tensor) -> Tensor:
+    """Mass of every group relative to its largest membership, (B, H, N_out); 0 for groups without members."""
+    ones = log_shares.new_ones(*log_shares.shape[:3], 1)
+    return _collect(log_shares, places, ones, groups, highest).squeeze(-1)
+
+
 @torch.no_grad()
 def _highest(log_shares: Tensor, places: Tensor, groups: Lattice) -> Tensor:
     """Largest log membership of every group, (B, H, N_out); a finite lowest value where there is none."""
     batch, heads = log_shares.shape[:2]
-    highest = log_shares.new_full((batch, heads, torch.Size(groups.shape).numel()), LOWEST)
+    highest = log_shares.new_full((batch, heads, math.prod(groups.shape)), LOWEST)
     for log_share, some in zip(_parts(log_shares), _parts(places), strict=True):
         for index, weight in corners(some.flatten(2, 3), groups):
             membership = log_share.flatten(2, 3) + weight.to(log_share.dtype).log()

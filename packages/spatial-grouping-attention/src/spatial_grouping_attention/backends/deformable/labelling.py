@@ -1,0 +1,74 @@
+"""The most likely group of every fine token that looks at points."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..autograd import as_given, without_autocast
+from ..semantics import most_likely
+from .interpolation import Lattice, corners, lattice
+
+# Elements of the block of memberships that is held at a time.
+BLOCK_ELEMENTS = 2**24
+
+
+@torch.no_grad()
+def labels(log_shares: Tensor, places: Tensor, groups: Lattice, *, per_head: bool = False) -> Tensor:
+    """argmax_j of the memberships averaged over heads, or of every head's.
+
+    Args:
+        log_shares: logarithm of the share of every token that goes to each of its points (B, H, N_in, P).
+        places: positions of the points in steps of the grid of groups (B, H, N_in, P, ndim).
+        groups: the grid of groups.
+        per_head: whether every head has labels of its own.
+
+    Returns:
+        (B, N_in) int64, or (B, H, N_in) per head; ties go to the group that comes first; -1 for tokens that belong to
+        no group, or of which nobody can tell, because they are NaN.
+    """
+    if torch.onnx.is_in_onnx_export():  # which has standard operators only
+        with as_given(log_shares):
+            return most_likely(_memberships(log_shares, places, groups, per_head))
+    found: Tensor = _labels(log_shares, places, groups.valid, list(groups.shape), per_head)
+    return found
+
+
+@torch.library.custom_op("spatial_grouping_attention::labels_of_points", mutates_args=())
+@without_autocast
+def _labels(
+    log_shares: Tensor, places: Tensor, valid_groups: Tensor | None, output_shape: list[int], per_head: bool
+) -> Tensor:
+    batch, heads, tokens, _ = log_shares.shape
+    groups = lattice(tuple(output_shape), valid_groups)
+    found = log_shares.new_full((batch, heads, tokens) if per_head else (batch, tokens), -1, dtype=torch.long)
+    rows = max(1, BLOCK_ELEMENTS // max(1, batch * (heads if per_head else 1) * math.prod(output_shape)))
+    if log_shares.numel() > 0:
+        for first in range(0, tokens, rows):
+            block = slice(first, first + rows)
+            shares = _memberships(log_shares[:, :, block], places[:, :, block], groups, per_head)
+            found[..., block] = most_likely(shares)
+    return found
+
+
+@_labels.register_fake
+def _(log_shares, places, valid_groups, output_shape, per_head):  # type: ignore[no-untyped-def]
+    batch, heads, tokens = log_shares.shape[:3]
+    return log_shares.new_empty((batch, heads, tokens) if per_head else (batch, tokens), dtype=torch.long)
+
+
+def _memberships(log_shares: Tensor, places: Tensor, groups: Lattice, per_head: bool) -> Tensor:
+    """(B, H, N, M) per head, or their sum over heads (B, N, M); 0 where they are NaN."""
+    batch, heads, tokens, points = log_shares.shape
+    size = math.prod(groups.shape)
+    shares = log_shares.exp().flatten(2)
+    row = size * torch.arange(tokens, device=places.device).repeat_interleave(points)
+    rows_of = (batch, heads, -1) if per_head else (batch, -1)
+    total = shares.new_zeros(*rows_of[:-1], tokens * size)
+    for index, weight in corners(places.flatten(2, 3), groups):
+        given = weight.to(shares.dtype) * shares
+        total = total.scatter_add(-1, (row + index).reshape(rows_of), given.reshape(rows_of))
+    total = torch.unflatten(total, -1, (tokens, size))
+    return total.masked_fill(total.isnan(), 0.0)
