@@ -29,7 +29,7 @@ class Served:
     windowed: bool
     """Takes windows that hide groups."""
     biases: tuple[str | None, ...]
-    """Kinds of bias besides none: "table" needs a neighbourhood, "full" does not."""
+    """Kinds of bias: "table" needs a neighbourhood, "full" (one value for every pair) does not, "both" are added."""
     twice: bool
     """Can be differentiated twice."""
 
@@ -38,7 +38,7 @@ class Served:
 BACKENDS = {
     served.name: served
     for served in (
-        Served("reference", dense=True, windowed=True, biases=(None, "table", "full"), twice=True),
+        Served("reference", dense=True, windowed=True, biases=(None, "table", "both", "full"), twice=True),
         Served("fused", dense=True, windowed=False, biases=(None,), twice=False),
         Served("tiled", dense=False, windowed=True, biases=(None, "table"), twice=False),
     )
@@ -116,18 +116,22 @@ class Case:
     valid: Tensor | None
     valid_groups: Tensor | None
     scale: float | None
+    pair_bias: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same numbers in another dtype; lse keeps float32 at least, as the operators return it."""
         wide = torch.promote_types(dtype, torch.float32)
         cast = {name: getattr(self, name).to(dtype) for name in ("q", "k", "v", "u")}
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return replace(self, **cast, lse=self.lse.to(wide), bias=bias)
+        biases = {name: getattr(self, name).to(dtype) for name in self._biases()}
+        return replace(self, **cast, lse=self.lse.to(wide), **biases)
 
     def leaves(self) -> dict[str, Tensor]:
         """Fresh leaves of everything that gets a gradient."""
-        names = ["q", "k", "v", "u", "lse"] + ([] if self.bias is None else ["bias"])
+        names = ["q", "k", "v", "u", "lse", *self._biases()]
         return {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
+
+    def _biases(self) -> list[str]:
+        return [name for name in ("bias", "pair_bias") if getattr(self, name) is not None]
 
     def with_leaves(self, leaves: dict[str, Tensor]) -> Case:
         """This case on given leaves."""
@@ -136,11 +140,11 @@ class Case:
     def __repr__(self) -> str:
         """Sizes and options; the numbers themselves come from the seed."""
         sizes = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in ("q", "k", "v"))
-        bias = None if self.bias is None else tuple(self.bias.shape)
+        biases = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in self._biases())
         valid = None if self.valid is None else self.valid.sum(1).tolist()
         groups = None if self.valid_groups is None else self.valid_groups.sum(1).tolist()
         masks = f"valid={valid}, valid_groups={groups}"
-        return f"Case({sizes}, bias={bias}, {masks}, scale={self.scale}, {self.neighbourhood})"
+        return f"Case({sizes}, {biases or 'no bias'}, {masks}, scale={self.scale}, {self.neighbourhood})"
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
         """What hypothesis prints of a failing example."""
@@ -149,7 +153,13 @@ class Case:
     @property
     def options(self) -> dict[str, object]:
         """Keywords that all operators share."""
-        return {"scale": self.scale, "bias": self.bias, "valid": self.valid, "valid_groups": self.valid_groups}
+        return {
+            "scale": self.scale,
+            "bias": self.bias,
+            "pair_bias": self.pair_bias,
+            "valid": self.valid,
+            "valid_groups": self.valid_groups,
+        }
 
 
 def oracle_scores(case: Case) -> tuple[Tensor, Tensor]:
@@ -162,12 +172,10 @@ def oracle_scores(case: Case) -> tuple[Tensor, Tensor]:
     if case.neighbourhood is not None:
         entries = window_entries(case.neighbourhood)
         counts = counts & (entries >= 0)
-        if case.bias is not None and case.bias.shape == (heads, *case.neighbourhood.window):
+        if case.bias is not None:
             scores = scores + case.bias.flatten(1)[:, entries.clamp(min=0)]
-        elif case.bias is not None:
-            scores = scores + case.bias
-    elif case.bias is not None:
-        scores = scores + case.bias
+    if case.pair_bias is not None:
+        scores = scores + case.pair_bias
     if case.valid is not None:
         counts = counts & case.valid[:, None, :, None]
     if case.valid_groups is not None:
@@ -251,6 +259,7 @@ def natural_sizes(case: Case) -> dict[str, float]:
         "u": 1.0,
         "lse": dscores,
         "bias": dscores,
+        "pair_bias": dscores,
     }
 
 
@@ -306,7 +315,7 @@ def cases(draw: st.DrawFn, backend: str, *, strength: float = 1.0) -> Case:
     else:
         neighbourhood = draw(neighbourhoods(covering=form == "covering"))
         num_tokens, num_groups = neighbourhood.num_inputs, neighbourhood.num_groups
-    kinds = [kind for kind in served.biases if kind != "table" or neighbourhood is not None]
+    kinds = [kind for kind in served.biases if kind in (None, "full") or neighbourhood is not None]
     return make_case(
         neighbourhood,
         num_tokens,
@@ -348,13 +357,18 @@ def make_case(
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    table = None
-    if bias == "table":
+    table = pairs = None
+    if bias in ("table", "both"):
         table = random(heads, *neighbourhood.window)
-    elif bias == "full":
-        # One number for every pair, or the same for all samples, or for all heads too.
-        form = ((batch, 1), (heads,), ())[seed % 3]
-        table = random(*form, num_tokens, num_groups)
+    if bias in ("full", "both"):
+        # One number for every pair, or the same for all samples, or for all heads too, or for all tokens.
+        forms = (
+            (batch, 1, num_tokens, num_groups),
+            (1, heads, num_tokens, num_groups),
+            (1, 1, num_tokens, num_groups),
+            (batch, heads, 1, num_groups),
+        )
+        pairs = random(*forms[seed % 4])
 
     def some(what: str | None, size: int) -> Tensor | None:
         if what is None:
@@ -375,4 +389,5 @@ def make_case(
         table,
         *masks,
         scale,
+        pairs,
     )

@@ -92,7 +92,7 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
         if operator == "assign":
             outputs = module.assign(operands)
         else:
-            outputs = tuple(module.pool(operands, lse if operator == "pool" else None))
+            outputs = tuple(module.pool(operands, lse if operator == "pool" else None))[:3]
         torch.manual_seed(1)
         total = sum((o.masked_fill(o.isinf(), 0) * torch.randn(o.shape, dtype=o.dtype)).sum() for o in outputs)
         results.append((*outputs, *torch.autograd.grad(total, leaves)))

@@ -33,15 +33,43 @@ OPERATORS = {
     "bias shape": (
         lambda f: f(Q, K, V, WINDOW, bias=torch.zeros(2, 5)),
         ValueError,
-        r"bias must have shape \(H, \*window\) = \(2, 3\) or \(B, H, N_in, N_out\) = \(2, 2, 5, 3\); got \(2, 5\)",
+        r"bias must be a table of shape \(H, \*window\) = \(2, 3\), one .* is pair_bias; got \(2, 5\)",
     ),
-    "table without window": (lambda f: f(Q, K, V, bias=BIAS), ValueError, r"bias must have shape .* got \(2, 3\)"),
+    "bias of pairs": (
+        lambda f: f(Q, K, V, WINDOW, bias=torch.zeros(5, 3)),
+        ValueError,
+        r"bias must be a table of shape \(H, \*window\) = \(2, 3\), one .* is pair_bias; got \(5, 3\)",
+    ),
+    "table without window": (
+        lambda f: f(Q, K, V, bias=BIAS),
+        ValueError,
+        r"bias must be a table .* needs a neighbourhood; .* pair_bias; got bias \(2, 3\)",
+    ),
+    "pairs without samples": (
+        lambda f: f(Q, K, V, pair_bias=torch.zeros(5, 3)),
+        ValueError,
+        r"pair_bias must have shape \(B, H, N_in, N_out\) = \(2, 2, 5, 3\), where any size may be 1; got \(5, 3\)",
+    ),
+    "integer pairs": (
+        lambda f: f(Q, K, V, pair_bias=torch.zeros(1, 1, 5, 3, dtype=torch.long)),
+        TypeError,
+        r"pair_bias must be float64.* got torch\.int64",
+    ),
+    "no channels": (
+        lambda f: f(Q[..., :0], K[..., :0], V),
+        ValueError,
+        r"q must have a head size D of at least 1; got \(2, 2, 3, 0\)",
+    ),
     "integer bias": (
         lambda f: f(Q, K, V, WINDOW, bias=BIAS.long()),
         TypeError,
         r"bias must be float64.* got torch\.int64",
     ),
-    "bias transposed": (lambda f: f(Q, K, V, bias=torch.zeros(3, 5)), ValueError, r"bias must have .* got \(3, 5\)"),
+    "pairs transposed": (
+        lambda f: f(Q, K, V, pair_bias=torch.zeros(1, 1, 3, 5)),
+        ValueError,
+        r"pair_bias must have .* got \(1, 1, 3, 5\)",
+    ),
     "valid dtype": (lambda f: f(Q, K, V, valid=torch.ones(2, 5)), TypeError, r"valid must be .*bool.* torch\.float32"),
     "valid list": (lambda f: f(Q, K, V, valid=[True]), TypeError, "valid must be a torch.Tensor; got list"),
     "valid shape": (
@@ -93,7 +121,7 @@ def test_a_backend_that_cannot_serve_says_every_reason() -> None:
     assert any("window that covers every group" in reason for reason in reasons)
     assert any("bias" in reason for reason in reasons)
     with pytest.raises(ValueError, match=r"backend='tiled' cannot serve") as refused:
-        functional.grouping_attention(Q, K, V, bias=torch.zeros(5, 3), backend="tiled")
+        functional.grouping_attention(Q, K, V, pair_bias=torch.zeros(1, 1, 5, 3), backend="tiled")
     reasons = str(refused.value).splitlines()[1:]
     assert len(reasons) == 2
     assert any("needs a neighbourhood" in reason for reason in reasons)
@@ -114,7 +142,7 @@ def test_selection_explains_itself() -> None:
     windowed = functional.select(Q, WINDOW)
     assert windowed.backend == "tiled"
     assert re.search(r"^tiled: .*\n.*fused cannot: .*window", str(windowed))
-    full = functional.select(Q, bias=torch.zeros(5, 3))
+    full = functional.select(Q, pair_bias=torch.zeros(1, 1, 5, 3))
     assert full.backend == "reference"
     assert "fused cannot" in str(full)
     assert "tiled cannot" in str(full)
@@ -122,7 +150,7 @@ def test_selection_explains_itself() -> None:
     # Whatever is chosen can serve; whatever is refused has a reason.
     for arguments in ((Q,), (Q, WINDOW), (Q, Neighbourhood((5,), (3,), 2, 3, 1, 5))):
         for bias in (None, torch.zeros(1, 1, 5, 3)):
-            chosen = functional.select(*arguments, bias=bias)
+            chosen = functional.select(*arguments, pair_bias=bias)
             assert not chosen.refusals.get(chosen.backend)
             assert set(BACKENDS) <= {backend.value for backend in chosen.refusals}
 
@@ -139,3 +167,5 @@ def test_select_checks_its_query() -> None:
         functional.select(torch.zeros(1, 1, 2, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="q must have shape"):
         functional.select(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="q must have a head size D of at least 1"):
+        functional.select(torch.zeros(2, 2, 4, 0))

@@ -5,7 +5,7 @@ import torch
 from grouping_cases import Case, assert_near, make_case
 from operator_calls import operands
 from spatial_grouping_attention import Neighbourhood, functional
-from spatial_grouping_attention.backends import windowed
+from spatial_grouping_attention.backends import registered
 from torch.library import opcheck
 
 # One axis with several tiles and a halo; several axes with one tile; groups beyond the input.
@@ -13,49 +13,47 @@ GEOMETRIES = {
     "1-D": Neighbourhood((20,), (10,), 2, 3, 1, 3),
     "2-D": Neighbourhood((5, 9), (7, 3), (1, 3), 3, (2, 1), 3, (2, 1)),
     "3-D": Neighbourhood((2, 5, 3), (2, 3, 3), (1, 2, 1), 3, 1, 3),
+    "dense": None,
 }
-
-
-ENGINE = "tiled"
+EVERY_CALL = [(name, bias) for name in GEOMETRIES for bias in ("table", None) if (name, bias) != ("dense", "table")]
 
 
 def case_of(geometry: str, dtype: torch.dtype = torch.float32, *, bias: str | None = "table") -> Case:
     masks = {"valid": "some", "valid_groups": "some"}
-    case = make_case(GEOMETRIES[geometry], bias=bias, **masks, head_size=4, value_size=3).to(dtype)
+    case = make_case(GEOMETRIES[geometry], 20, 10, bias=bias, **masks, head_size=4, value_size=3).to(dtype)
     return case.with_leaves(case.leaves())
 
 
 def arguments(case: Case, values: torch.Tensor) -> tuple[object, ...]:
     """What the registered operators take in front."""
-    return (ENGINE, *windowed._spread(operands(case, values)))
+    engine = "fused" if case.neighbourhood is None else "tiled"
+    return (engine, *registered._spread(operands(case, values)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", ["table", None])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(("geometry", "bias"), EVERY_CALL)
 def test_operators_keep_their_contract_with_torch(geometry: str, bias: str | None, dtype: torch.dtype) -> None:
     """Schema, registration of autograd, and fake tensors with the shapes, dtypes and strides of real ones."""
     case = case_of(geometry, dtype, bias=bias)
     token_major = case.v.detach().transpose(1, 2).contiguous().transpose(1, 2)
-    opcheck(windowed._pool, (*arguments(case, case.v), None))
-    opcheck(windowed._pool, (*arguments(case, token_major), case.lse))
-    opcheck(windowed._assign, arguments(case, case.u))
+    opcheck(registered._pool, (*arguments(case, case.v), None))
+    opcheck(registered._pool, (*arguments(case, token_major), case.lse))
+    opcheck(registered._assign, arguments(case, case.u))
 
 
-@pytest.mark.parametrize("bias", ["table", None])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(("geometry", "bias"), EVERY_CALL)
 def test_backward_operators_keep_their_contract_with_torch(geometry: str, bias: str | None) -> None:
     case = case_of(geometry, bias=bias)
     case = case.with_leaves({name: leaf.detach() for name, leaf in case.leaves().items()})
     checks = ("test_schema", "test_faketensor")
     of_tokens, of_groups = arguments(case, case.v), arguments(case, case.u)
-    out, log_mass, lse = windowed._pool(*of_tokens, None)
+    out, log_mass, lse, expected_q = registered._pool(*of_tokens, None)
+    for grad_mass, grad_lse in ((None, None), (torch.randn_like(log_mass), torch.randn_like(lse))):
+        more = (out, log_mass, lse, expected_q, torch.randn_like(out), grad_mass, grad_lse)
+        opcheck(registered._pool_backward, (*of_tokens, *more), test_utils=checks)
+    up, lse = registered._assign(*of_groups)
     for grad_lse in (None, torch.randn_like(lse)):
-        more = (out, log_mass, lse, torch.randn_like(out), torch.randn_like(log_mass), grad_lse)
-        opcheck(windowed._pool_backward, (*of_tokens, *more), test_utils=checks)
-    up, lse = windowed._assign(*of_groups)
-    more = (up, lse, torch.randn_like(up), torch.randn_like(lse))
-    opcheck(windowed._assign_backward, (*of_groups, *more), test_utils=checks)
+        opcheck(registered._assign_backward, (*of_groups, up, lse, torch.randn_like(up), grad_lse), test_utils=checks)
 
 
 def step(case: Case, backend: str) -> tuple[torch.Tensor, ...]:

@@ -1,5 +1,6 @@
 """Every backend against the definition of grouping, forward and in every gradient, over random geometry."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,12 +122,13 @@ def test_a_dense_problem_of_several_blocks(backend: str) -> None:
     check(case, backend, torch.float32)
 
 
-def test_a_bias_for_every_pair_that_could_be_mistaken_for_a_table() -> None:
-    """Two tokens, one group, a window of one, one head: (2, 1) is no table of one head."""
-    neighbourhood = Neighbourhood((2,), (1,), 2, 1, 0, 1)
-    case = make_case(neighbourhood, heads=1, bias="full", seed=2)
-    assert case.bias.shape == (2, 1)
-    check(case, "reference", torch.float64)
+def test_biases_of_one_shape_are_told_apart_by_their_names() -> None:
+    """Three tokens along the last axis, three groups, a window of three: a table and all pairs are (1, 1, 3, 3)."""
+    neighbourhood = Neighbourhood((1, 1, 3), (1, 1, 3), 1, 1, 0, (1, 3, 3))
+    case = make_case(neighbourhood, heads=1, batch=1, bias="both")
+    assert case.bias.shape == case.pair_bias.shape == (1, 1, 3, 3)
+    for one in ({"bias": None}, {"pair_bias": None}, {}):
+        check(replace(case, **one), "reference", torch.float64)
 
 
 @pytest.mark.parametrize("backend", WINDOWED)

@@ -1,4 +1,4 @@
-"""What hand-written backward passes have in common: they are exact under autocast, and differentiable once."""
+"""What backward passes have in common: all are exact under autocast, those written by hand are differentiable once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from .transforms import under_transform
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,3 +52,36 @@ class Once(torch.autograd.Function):
         return function(*operands)
 
     backward = staticmethod(refuse_second_derivative)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.mT``, whose gradient, and that of its gradient, stay exact where backward runs under autocast."""
+    if torch.compiler.is_compiling() or not (a.requires_grad or b.requires_grad or under_transform()):
+        return a @ b.mT
+    result: Tensor = _Products.apply(a, b)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Products(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        with as_given(a):
+            return a @ b.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return products(gradient, b.mT), products(gradient.mT, a.mT)
+
+    @staticmethod
+    def jvp(ctx: Any, a_dot: Tensor | None, b_dot: Tensor | None) -> Tensor:
+        a, b = ctx.saved_tensors
+        terms = [products(x, y) for x, y in ((a_dot, b), (a, b_dot)) if x is not None and y is not None]
+        return sum(terms[1:], terms[0])

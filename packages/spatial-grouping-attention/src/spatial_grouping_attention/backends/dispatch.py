@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import windowed
+from . import registered
 from .autograd import as_given
 from .engines import REGISTERED, Backend, engine
 from .operands import Operands, Pooled, problem_of
@@ -23,7 +23,7 @@ def assign(x: Operands, backend: str = "auto") -> tuple[Tensor, Tensor]:
     x = blanked(x, "groups")
     with as_given(x.q):
         if chosen in REGISTERED:
-            return windowed.assign(x, chosen.value)
+            return registered.assign(x, chosen.value)
         out, lse = engine(chosen.value).assign(x)
         return out, lse
 
@@ -50,10 +50,13 @@ def _pool(x: Operands, lse: Tensor | None, backend: str) -> Pooled:
     x = blanked(x, "tokens")
     with as_given(x.q):
         if chosen in REGISTERED:
-            return windowed.pool(x, lse, chosen.value)
+            return registered.pool(x, lse, chosen.value)
         pooled: Pooled = engine(chosen.value).pool(x, lse)
         return pooled
 
 
 def _choose(x: Operands, backend: str) -> Backend:
-    return select(problem_of(x.q, x.neighbourhood, x.bias), backend).backend
+    chosen = select(problem_of(x.q, x.neighbourhood, x.bias, x.pair_bias), backend).backend
+    # No kernel is made for no work at all, and a matrix without entries costs nothing.
+    nothing = 0 in (*x.q.shape[:3], x.k.shape[2])
+    return Backend.REFERENCE if nothing else chosen

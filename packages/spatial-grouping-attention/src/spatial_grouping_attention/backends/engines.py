@@ -1,8 +1,8 @@
 """The engines by name: the one place that knows which modules compute.
 
 An engine is a module beside this one with ``refusals(problem)``, ``assign(operands)`` and ``pool(operands, lse)``. The
-windowed ones compute outside of autograd, inside the operators of :mod:`.windowed`, and bring ``assign_backward`` and
-``pool_backward`` too. No engine imports another, and none imports its optional library before it is called.
+registered ones compute outside of autograd, inside the operators of :mod:`.registered`, and bring ``assign_backward``
+and ``pool_backward`` too. No engine imports another, and none imports its optional library before it is called.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ class Backend(str, Enum):
     NATTEN = "natten"
 
 
-REGISTERED = frozenset({Backend.TILED, Backend.TRITON})
-"""Engines that compute inside the operators of :mod:`.windowed`."""
+REGISTERED = frozenset({Backend.FUSED, Backend.TILED, Backend.TRITON})
+"""Engines that compute inside the operators of :mod:`.registered`."""
+
+KEEPING = frozenset({Backend.FUSED.value})
+"""Those whose ``pool`` keeps ``expected_q`` for the backward pass."""
 
 
 _MODULES: dict[str, ModuleType] = {

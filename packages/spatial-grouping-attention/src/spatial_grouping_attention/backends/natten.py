@@ -26,8 +26,9 @@ from ..geometry import Neighbourhood
 from ..geometry.axis import Axis
 from .autograd import Once, without_autocast
 from .operands import Operands, Pooled, Problem
+from .semantics import widened
 
-# Logit of a group that does not exist: far below any other, and within float16.
+# Logit of a group that does not exist: far below any other, and small enough not to blur those beside it.
 HIDDEN = -1e4
 
 
@@ -66,6 +67,7 @@ def refusals(problem: Problem) -> list[str]:
 
 def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """``A u`` and the tokens' normalisers."""
+    x, dtype = _widened(x), x.values.dtype
     grids = _Grids(x)
     fine, groups, values = _fit(*grids.operands(x), grids.repeat(x.values))
     out = grids.crop_tokens(_attend(fine, groups, values, grids)[0])[..., : x.values.shape[-1]]
@@ -73,11 +75,12 @@ def assign(x: Operands) -> tuple[Tensor, Tensor]:
     nobody = _nobody(x, lse)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
-    return out, lse
+    return out.to(dtype), lse
 
 
 def pool(x: Operands, lse: Tensor | None) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
+    x, dtype = _widened(x), x.values.dtype
     grids = _Grids(x)
     fine, groups = grids.operands(x)
     own = _normaliser(fine, groups, grids)
@@ -88,7 +91,15 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
         share = share.masked_fill(nobody, 0.0)
     if lse is None:
         lse = own if nobody is None else own.masked_fill(nobody, torch.inf)
-    return Pooled(*_collect(fine, groups, x.values, share, grids), lse)
+    out, log_mass = _collect(fine, groups, x.values, share, grids)
+    return Pooled(out.to(dtype), log_mass, lse)
+
+
+def _widened(x: Operands) -> Operands:
+    """Half types in float32: here sums and masses are results of a kernel, and gradients are differences of them."""
+    dtype = widened(x.q.dtype)
+    bias = None if x.bias is None else x.bias.to(dtype)
+    return x._replace(q=x.q.to(dtype), k=x.k.to(dtype), values=x.values.to(dtype), bias=bias)
 
 
 def _nobody(x: Operands, lse: Tensor) -> Tensor | None:
@@ -121,7 +132,7 @@ class _Grids:
             hidden = hidden.masked_fill(~x.valid_groups[:, None, :, None], HIDDEN)
         groups = [x.q, hidden]
         if x.bias is not None:
-            table, one_hot = self._bias_channels(x.bias.to(x.k.dtype))
+            table, one_hot = self._bias_channels(x.bias)
             fine.append(table.expand(x.k.shape[0], -1, -1, -1))
             groups.append(one_hot.to(x.q.dtype).expand(*x.q.shape[:2], -1, -1))
         padded = self._pad(torch.cat(groups, -1), self.output_shape, self._group_padding())
@@ -214,24 +225,22 @@ def _normaliser(fine: Tensor, groups: Tensor, grids: _Grids) -> Tensor:
     """lse (B, H, N_in) with the gradient that NATTEN does not give: dl/dk = E[q], dl/dq = A k."""
     fine, groups = _fit(fine, groups)
     expected, lse = _attend(fine.detach(), groups.detach(), groups, grids)
-    wide = torch.promote_types(fine.dtype, torch.float32)
-    slope = (fine * expected.detach() + fine.detach() * expected).to(wide).sum(-1)
-    lse = lse.detach().to(wide) + slope - slope.detach()
+    slope = (fine * expected.detach() + fine.detach() * expected).sum(-1)
+    lse = lse.detach() + slope - slope.detach()
     return grids.crop_tokens(lse.unsqueeze(-1)).squeeze(-1)
 
 
 def _collect(fine: Tensor, groups: Tensor, v: Tensor, share: Tensor, grids: _Grids) -> tuple[Tensor, Tensor]:
     """(out, log_mass): sums of v and of one over the groups' members, weighted by A times a share per token."""
-    values = torch.cat((v, torch.ones_like(v[..., :1])), -1) * share.to(v.dtype).unsqueeze(-1)
+    values = torch.cat((v, torch.ones_like(v[..., :1])), -1) * share.unsqueeze(-1)
     fine, groups, values = _fit(fine, groups, grids.pad_tokens(values))
     repeated: Tensor = _Transposed.apply(fine, groups, values, grids)  # type: ignore[no-untyped-call]
-    wide = torch.promote_types(v.dtype, torch.float32)
-    sums = grids.sum_repeats(repeated.to(wide))[..., : v.shape[-1] + 1]
+    sums = grids.sum_repeats(repeated)[..., : v.shape[-1] + 1]
     mass = sums[..., -1:]
     out = sums[..., :-1] / mass.masked_fill(mass == 0, 1.0)
     empty = mass.squeeze(-1) == 0
     log_mass = mass.squeeze(-1).masked_fill(empty, 1.0).log().masked_fill(empty, -torch.inf)
-    return out.to(v.dtype), log_mass
+    return out, log_mass
 
 
 class _Transposed(torch.autograd.Function):

@@ -31,15 +31,17 @@ class Operands(NamedTuple):
     scale: float
     """Factor of the products."""
     bias: Tensor | None = None
-    """A table (H, *window), or one value for every pair, broadcastable to (B, H, N_in, N_out)."""
+    """A table (H, *window) over the neighbourhood's window."""
     valid: Tensor | None = None
     """(B, N_in) boolean: false tokens belong to no group."""
     valid_groups: Tensor | None = None
     """(B, N_out) boolean: false groups are seen by nobody."""
+    pair_bias: Tensor | None = None
+    """One value for every pair (B, H, N_in, N_out), each of the sizes possibly 1."""
 
 
 class Pooled(NamedTuple):
-    """Averages over the members of every group."""
+    """Averages over the members of every group; inside of the operators in float32 at least."""
 
     out: Tensor
     """(B, H, N_out, C), 0 for groups without members."""
@@ -47,6 +49,8 @@ class Pooled(NamedTuple):
     """Logarithm of the members' sum of ``exp(s - lse)`` (B, H, N_out), -inf for groups without members."""
     lse: Tensor
     """The tokens' normalisers (B, H, N_in), +inf for tokens that belong to no group."""
+    expected_q: Tensor | None = None
+    """``sum_j A_ij q_j`` (B, H, N_in, D), from an engine that has it at hand and needs it for the backward pass."""
 
 
 class Gradients(NamedTuple):
@@ -76,12 +80,9 @@ class Problem:
         return self.neighbourhood is None or self.neighbourhood.covers_all
 
 
-def is_table(bias: Tensor, heads: int, neighbourhood: Neighbourhood | None) -> bool:
-    """Whether a bias is a relative-position table over the window (rather than one value per pair)."""
-    return neighbourhood is not None and tuple(bias.shape) == (heads, *neighbourhood.window)  # type: ignore[misc]
-
-
-def problem_of(q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None) -> Problem:
+def problem_of(
+    q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None, pair_bias: Tensor | None
+) -> Problem:
     """Describe a call with checked arguments."""
-    kind = None if bias is None else "table" if is_table(bias, q.shape[1], neighbourhood) else "full"
-    return Problem(q.device, q.dtype, q.shape[-1], neighbourhood, kind)
+    kind = None if bias is None else "table"
+    return Problem(q.device, q.dtype, q.shape[-1], neighbourhood, kind if pair_bias is None else "full")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autograd import products
 from .operands import Operands, Pooled, Problem
 from .semantics import logits, normaliser, safe_logsumexp
 
@@ -22,7 +23,7 @@ def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """Values of the groups for every fine token ``A u``, and the tokens' normalisers."""
     scores = logits(x)
     lse = normaliser(scores)
-    out = (scores - lse[..., None]).exp() @ x.values.to(scores.dtype)
+    out = products((scores - lse[..., None]).exp(), x.values.to(scores.dtype).mT)
     return out.to(x.values.dtype), lse
 
 
@@ -34,4 +35,5 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     log_mass = safe_logsumexp(scores, dim=-2)
     # An empty group has log mass -inf; dividing by exp(+inf) instead leaves it at 0.
     weights = (scores - log_mass.masked_fill(log_mass == -torch.inf, torch.inf)[..., None, :]).exp()
-    return Pooled((weights.mT @ x.values.to(scores.dtype)).to(x.values.dtype), log_mass, lse)
+    out = products(weights.mT, x.values.to(scores.dtype).mT)
+    return Pooled(out.to(x.values.dtype), log_mass, lse)

@@ -1,8 +1,12 @@
-"""The windowed operators as torch sees them: schemas, shapes for tracing and gradients, once for all engines.
+"""The operators as torch sees them: schemas, shapes for tracing, gradients and batching, once for all engines.
 
 Registered with ``torch.library``, they are taken by ``torch.compile`` and ``torch.export`` as they are: a compiler
 would unroll the chunks of an engine. A schema has no place for a bundle, so here, and only here, operands travel one
 by one: the engine's name, the neighbourhood as its integers, the rest as it is.
+
+Averages leave the operators in float32 at least, and are rounded outside. The backward passes subtract ``g . out``
+from ``g . v``: where the values of a group are alike the two nearly cancel, and what rounding did to ``out`` would be
+all that is left.
 """
 
 from __future__ import annotations
@@ -14,28 +18,31 @@ from torch import Tensor
 
 from ..geometry import Neighbourhood
 from .autograd import refuse_second_derivative, without_autocast
-from .engines import engine
+from .engines import KEEPING, engine
 from .operands import Operands, Pooled
 from .semantics import rows_like, scalars_like
+from .transforms import mapped, under_transform
 
-_OP = "spatial_grouping_attention::windowed_"
+_OP = "spatial_grouping_attention::"
 
 
 def assign(x: Operands, name: str) -> tuple[Tensor, Tensor]:
     """Values of the groups for every fine token, and the tokens' normalisers, by the engine of that name."""
-    out, lse = _assign(name, *_spread(x))
-    return out, lse
+    function = _assign_transformed if under_transform() else _assign
+    out, lse = function(name, *_spread(x))
+    return out.to(x.values.dtype), lse
 
 
 def pool(x: Operands, lse: Tensor | None, name: str) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
-    out, log_mass, own_lse = _pool(name, *_spread(x), lse)
-    return Pooled(out, log_mass, own_lse if lse is None else lse)
+    function = _pool_transformed if under_transform() else _pool
+    out, log_mass, own_lse, _ = function(name, *_spread(x), lse)
+    return Pooled(out.to(x.values.dtype), log_mass, own_lse if lse is None else lse)
 
 
 def _spread(x: Operands) -> tuple[Any, ...]:
     """Operands in the order of the schemas."""
-    geometry = x.neighbourhood.integers()  # type: ignore[union-attr]
+    geometry = [] if x.neighbourhood is None else x.neighbourhood.integers()
     return x.q, x.k, x.values, x.bias, x.valid, x.valid_groups, geometry, x.scale
 
 
@@ -50,7 +57,8 @@ def _gather(
     scale: float,
 ) -> Operands:
     """The bundle that :func:`_spread` took apart."""
-    return Operands(q, k, values, Neighbourhood.from_integers(geometry), scale, bias, valid, valid_groups)
+    neighbourhood = Neighbourhood.from_integers(geometry) if geometry else None
+    return Operands(q, k, values, neighbourhood, scale, bias, valid=valid, valid_groups=valid_groups)
 
 
 @torch.library.custom_op(_OP + "assign", mutates_args=())
@@ -83,10 +91,14 @@ def _pool(
     geometry: list[int],
     scale: float,
     given_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, log_mass, lse); lse is empty where it was given, because an operator may not return its argument."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, log_mass, lse, expected_q); the last two are empty where there is nothing to return.
+
+    That is lse where it was given, because an operator may not return its argument.
+    """
     pooled = engine(name).pool(_gather(q, k, v, bias, valid, valid_groups, geometry, scale), given_lse)
-    return pooled.out, pooled.log_mass, pooled.lse if given_lse is None else q.new_empty(0)
+    lse = pooled.lse if given_lse is None else q.new_empty(0)
+    return pooled.out, pooled.log_mass, lse, q.new_empty(0) if pooled.expected_q is None else pooled.expected_q
 
 
 @torch.library.custom_op(_OP + "assign_backward", mutates_args=())
@@ -104,7 +116,7 @@ def _assign_backward(
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
-    grad_lse: Tensor,
+    grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients to (q, k, u, bias), the last one empty where there is no bias."""
     x = _gather(q, k, u, bias, valid, valid_groups, geometry, scale)
@@ -127,8 +139,9 @@ def _pool_backward(
     out: Tensor,
     log_mass: Tensor,
     lse: Tensor,
+    expected_q: Tensor | None,
     grad_out: Tensor,
-    grad_mass: Tensor,
+    grad_mass: Tensor | None,
     grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients to (q, k, v, bias, lse); ``grad_lse`` given means that lse is the logits' own normaliser.
@@ -137,7 +150,8 @@ def _pool_backward(
     unused.
     """
     x = _gather(q, k, v, bias, valid, valid_groups, geometry, scale)
-    gradients = engine(name).pool_backward(x, Pooled(out, log_mass, lse), grad_out, grad_mass, grad_lse)
+    pooled = Pooled(out, log_mass, lse, expected_q)
+    gradients = engine(name).pool_backward(x, pooled, grad_out, grad_mass, grad_lse)
     dbias = q.new_empty(0) if bias is None else gradients.bias
     return gradients.q, gradients.k, gradients.values, dbias, gradients.lse
 
@@ -149,8 +163,10 @@ def _(name, q, k, u, *rest):  # type: ignore[no-untyped-def]
 
 @_pool.register_fake
 def _(name, q, k, v, bias, valid, valid_groups, geometry, scale, given_lse):  # type: ignore[no-untyped-def]
-    lse = scalars_like(k) if given_lse is None else q.new_empty(0)
-    return rows_like(v, q.shape[2], v.shape[3]), scalars_like(q), lse
+    own = given_lse is None
+    expected_q = torch.empty_like(k) if own and name in KEEPING else q.new_empty(0)
+    lse = scalars_like(k) if own else q.new_empty(0)
+    return rows_like(v, q.shape[2], v.shape[3]), scalars_like(q), lse, expected_q
 
 
 def _empty_gradients(q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
@@ -173,29 +189,40 @@ _OPERANDS = 9
 
 
 def _save_assign(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.name, *tensors, ctx.geometry, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
-def _differentiate_assign(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+def _differentiate_assign(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     *tensors, out, lse = ctx.saved_tensors
-    call = (ctx.name, *tensors, ctx.geometry, ctx.scale)
-    dq, dk, du, dbias = _assign_backward(*call, out, lse, grad_out, grad_lse)
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    function = _assign_backward_transformed if under_transform() else _assign_backward
+    dq, dk, du, dbias = function(ctx.name, *tensors, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse)
     return None, dq, dk, du, None if tensors[3] is None else dbias, *(None,) * (_OPERANDS - 5)
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.name, *tensors, ctx.geometry, ctx.scale, given_lse = inputs
-    out, log_mass, lse = output
+    out, log_mass, lse, expected_q = output
     ctx.own_lse = given_lse is None
-    ctx.save_for_backward(*tensors, out, log_mass, lse if ctx.own_lse else given_lse)
+    kept = (expected_q if ctx.name in KEEPING else None) if ctx.own_lse else None
+    ctx.save_for_backward(*tensors, out, log_mass, lse if ctx.own_lse else given_lse, kept)
 
 
-def _differentiate_pool(ctx: Any, grad_out: Tensor, grad_mass: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    *tensors, out, log_mass, lse = ctx.saved_tensors
-    call = (ctx.name, *tensors, ctx.geometry, ctx.scale)
-    own_grad_lse = grad_lse if ctx.own_lse else None
-    dq, dk, dv, dbias, dlse = _pool_backward(*call, out, log_mass, lse, grad_out, grad_mass, own_grad_lse)
+def _differentiate_pool(
+    ctx: Any, grad_out: Tensor | None, grad_mass: Tensor | None, grad_lse: Tensor | None, _: Any
+) -> tuple[Any, ...]:
+    *tensors, out, log_mass, lse, expected_q = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    if not ctx.own_lse:
+        grad_lse = None
+    elif grad_lse is None:
+        grad_lse = torch.zeros_like(lse)
+    function = _pool_backward_transformed if under_transform() else _pool_backward
+    saved = (ctx.name, *tensors, ctx.geometry, ctx.scale, out, log_mass, lse, expected_q)
+    dq, dk, dv, dbias, dlse = function(*saved, grad_out, grad_mass, grad_lse)
     dbias = None if tensors[3] is None else dbias
     return None, dq, dk, dv, dbias, *(None,) * (_OPERANDS - 5), None if ctx.own_lse else dlse
 
@@ -204,3 +231,13 @@ _assign.register_autograd(_differentiate_assign, setup_context=_save_assign)
 _pool.register_autograd(_differentiate_pool, setup_context=_save_pool)
 _assign_backward.register_autograd(refuse_second_derivative)
 _pool_backward.register_autograd(refuse_second_derivative)
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pass
+
+
+_assign_transformed = mapped(_assign, _save_assign, _differentiate_assign)
+_pool_transformed = mapped(_pool, _save_pool, _differentiate_pool)
+_assign_backward_transformed = mapped(_assign_backward, _save_nothing, refuse_second_derivative, table=3)
+_pool_backward_transformed = mapped(_pool_backward, _save_nothing, refuse_second_derivative, table=3)

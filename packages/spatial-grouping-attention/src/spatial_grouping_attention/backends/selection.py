@@ -45,7 +45,9 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
         if torch.onnx.is_in_onnx_export():
             reasons.append("ONNX has standard operators only, and reference alone is made of those")
         if forward_mode():
-            reasons.append("forward-mode derivatives go through standard operators, and reference alone is made of those")
+            reasons.append(
+                "forward-mode derivatives go through standard operators, and reference alone is made of those"
+            )
     if backend is Backend.NATTEN and under_transform():
         reasons.append("natten has no rules for function transforms (torch.func)")
     return reasons + list(engine(backend.value).refusals(problem))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..geometry import Neighbourhood
-from .operands import Operands, is_table
+from .autograd import products
+from .operands import Operands
 
 # Stands for "nothing seen yet" in running maxima and for -inf in biases: finite, so that differences with it are
 # never NaN.
@@ -23,11 +23,13 @@ def widened(dtype: torch.dtype) -> torch.dtype:
 
 
 def logits(x: Operands) -> Tensor:
-    """``s_ij = scale * <k_i, q_j> + bias``, -inf where token i does not see group j; (B, H, N_in, N_out)."""
+    """``s_ij = scale * <k_i, q_j> + biases``, -inf where token i does not see group j; (B, H, N_in, N_out)."""
     dtype = widened(x.q.dtype)
-    scores = x.scale * (x.k.to(dtype) @ x.q.to(dtype).mT)
-    if x.bias is not None:
-        scores = scores + expand_bias(x.bias.to(dtype), x.q.shape[1], x.neighbourhood)
+    scores = x.scale * products(x.k.to(dtype), x.q.to(dtype))
+    if x.bias is not None and x.neighbourhood is not None:
+        scores = scores + x.bias.to(dtype).flatten(1)[:, x.neighbourhood.window_index(x.bias.device)]
+    if x.pair_bias is not None:
+        scores = scores + x.pair_bias.to(dtype)
     if x.neighbourhood is not None:
         scores = scores.masked_fill(~x.neighbourhood.mask(x.q.device), -torch.inf)
     if x.valid is not None:
@@ -35,13 +37,6 @@ def logits(x: Operands) -> Tensor:
     if x.valid_groups is not None:
         scores = scores.masked_fill(~x.valid_groups[:, None, None, :], -torch.inf)
     return scores
-
-
-def expand_bias(bias: Tensor, heads: int, neighbourhood: Neighbourhood | None) -> Tensor:
-    """A table (H, *window) as one value for every pair, (H, N_in, N_out); a full bias as it is."""
-    if neighbourhood is None or not is_table(bias, heads, neighbourhood):
-        return bias
-    return bias.flatten(1)[:, neighbourhood.window_index(bias.device)]
 
 
 def safe_logsumexp(scores: Tensor, dim: int) -> Tensor:
@@ -64,6 +59,8 @@ def memberships(scores: Tensor) -> Tensor:
 
 def most_likely(shares: Tensor) -> Tensor:
     """Index of the largest share along the last axis, the first of equals; -1 where all are 0."""
+    if shares.shape[-1] == 0:
+        return torch.full(shares.shape[:-1], -1, device=shares.device)
     largest, index = shares.max(-1)
     return index.masked_fill(largest == 0, -1)
 
@@ -93,11 +90,12 @@ def _zeroed(rows: Tensor, valid: Tensor) -> Tensor:
 
 
 def rows_like(like: Tensor, rows: int, channels: int) -> Tensor:
-    """Uninitialised (B, H, rows, channels) with the order of heads and rows that ``like`` has in memory."""
+    """Uninitialised (B, H, rows, channels), float32 at least, heads and rows in the order they have in ``like``."""
     batch, heads = like.shape[:2]
+    dtype = widened(like.dtype)
     if like.stride(1) < like.stride(2):
-        return like.new_empty(batch, rows, heads, channels).transpose(1, 2)
-    return like.new_empty(batch, heads, rows, channels)
+        return like.new_empty(batch, rows, heads, channels, dtype=dtype).transpose(1, 2)
+    return like.new_empty(batch, heads, rows, channels, dtype=dtype)
 
 
 def scalars_like(like: Tensor) -> Tensor:

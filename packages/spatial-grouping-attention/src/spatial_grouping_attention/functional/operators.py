@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import Operands, Selection
-from ..backends.operands import is_table, problem_of
+from ..backends.operands import problem_of
 from ..geometry import Neighbourhood
 
 
@@ -22,6 +22,7 @@ def grouping_attention(
     *,
     scale: float | None = None,
     bias: Tensor | None = None,
+    pair_bias: Tensor | None = None,
     valid: Tensor | None = None,
     valid_groups: Tensor | None = None,
     backend: str = "auto",
@@ -38,8 +39,9 @@ def grouping_attention(
         v: fine values (B, H, N_in, Dv).
         neighbourhood: which groups a token sees; ``None`` for all of them.
         scale: factor of the products, not 0; ``None`` for 1/sqrt(D).
-        bias: added to the logits: a table (H, *window) read at ``(group - cell(token))/dilation + radius``
-            per axis, or one value for every pair, broadcastable to (B, H, N_in, N_out).
+        bias: added to the logits: a table (H, *window) over the neighbourhood's window, read at
+            ``(group - cell(token))/dilation + radius`` per axis.
+        pair_bias: added to the logits: one value for every pair, (B, H, N_in, N_out), where any size may be 1.
         valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
         valid_groups: (B, N_out) boolean; false groups are seen by no token, whatever they hold.
         backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
@@ -52,7 +54,7 @@ def grouping_attention(
         TypeError: a tensor is not floating, or dtypes differ.
         ValueError: shapes disagree with each other or the neighbourhood, or the backend cannot serve.
     """
-    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, valid, valid_groups)
+    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, pair_bias, valid, valid_groups)
     pooled = backends.group(operands, backend)
     return pooled.out, pooled.lse
 
@@ -65,6 +67,7 @@ def assign(
     *,
     scale: float | None = None,
     bias: Tensor | None = None,
+    pair_bias: Tensor | None = None,
     valid: Tensor | None = None,
     valid_groups: Tensor | None = None,
     backend: str = "auto",
@@ -78,6 +81,7 @@ def assign(
         neighbourhood: see :func:`grouping_attention`, as for all further arguments.
         scale: factor of the products.
         bias: added to the logits.
+        pair_bias: likewise.
         valid: tokens that take part.
         valid_groups: groups that take part.
         backend: what computes.
@@ -89,7 +93,7 @@ def assign(
         TypeError: see :func:`grouping_attention`.
         ValueError: see :func:`grouping_attention`.
     """
-    operands = _bundle(q, k, "u", u, "N_out", neighbourhood, scale, bias, valid, valid_groups)
+    operands = _bundle(q, k, "u", u, "N_out", neighbourhood, scale, bias, pair_bias, valid, valid_groups)
     return backends.assign(operands, backend)
 
 
@@ -102,6 +106,7 @@ def pool(
     *,
     scale: float | None = None,
     bias: Tensor | None = None,
+    pair_bias: Tensor | None = None,
     valid: Tensor | None = None,
     valid_groups: Tensor | None = None,
     backend: str = "auto",
@@ -116,6 +121,7 @@ def pool(
         neighbourhood: see :func:`grouping_attention`, as for all further arguments.
         scale: factor of the products.
         bias: added to the logits.
+        pair_bias: likewise.
         valid: tokens that take part.
         valid_groups: groups that take part.
         backend: what computes.
@@ -127,7 +133,7 @@ def pool(
         TypeError: see :func:`grouping_attention`.
         ValueError: see :func:`grouping_attention`.
     """
-    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, valid, valid_groups)
+    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, pair_bias, valid, valid_groups)
     require_floating("lse", lse)
     require_sizes("lse", lse, "B H N_in", B=k.shape[0], H=k.shape[1], N_in=k.shape[2])
     return backends.pool(operands, lse.to(torch.promote_types(q.dtype, torch.float32)), backend).out
@@ -138,6 +144,7 @@ def select(
     neighbourhood: Neighbourhood | None = None,
     *,
     bias: Tensor | None = None,
+    pair_bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Selection:
     """Tell which backend serves a call with these arguments, and why; ``print`` it for the whole decision.
@@ -146,6 +153,7 @@ def select(
         q: group queries (B, H, N_out, D).
         neighbourhood: see :func:`grouping_attention`, as for all further arguments.
         bias: added to the logits.
+        pair_bias: likewise.
         backend: what is asked for.
 
     Raises:
@@ -153,8 +161,8 @@ def select(
         ValueError: q has another shape, the name is unknown, or the requested backend cannot serve.
     """
     require_floating("q", q)
-    require_sizes("q", q, "B H N_out D")
-    return backends.select(problem_of(q, neighbourhood, bias), backend)
+    _require_queries(q)
+    return backends.select(problem_of(q, neighbourhood, bias, pair_bias), backend)
 
 
 def _bundle(
@@ -166,6 +174,7 @@ def _bundle(
     neighbourhood: Neighbourhood | None,
     scale: float | None,
     bias: Tensor | None,
+    pair_bias: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
 ) -> Operands:
@@ -177,7 +186,7 @@ def _bundle(
                 f"q, k and {values_name} must share dtype and device; "
                 f"got q {q.dtype} on {q.device} and {name} {tensor.dtype} on {tensor.device}"
             )
-    require_sizes("q", q, "B H N_out D")
+    _require_queries(q)
     batch, heads, num_groups, head_size = q.shape
     require_sizes("k", k, "B H N_in D", B=batch, H=heads, D=head_size)
     sizes = {"N_out": num_groups, "N_in": k.shape[2]}
@@ -186,7 +195,9 @@ def _bundle(
     if neighbourhood is not None:
         _require_fitting(neighbourhood, k.shape[2], num_groups)
     if bias is not None:
-        _require_bias(bias, q, neighbourhood, (batch, heads, k.shape[2], num_groups))
+        _require_table(bias, q, neighbourhood)
+    if pair_bias is not None:
+        _require_pairs(pair_bias, q, (batch, heads, k.shape[2], num_groups))
     for name, mask, axis in (("valid", valid, "N_in"), ("valid_groups", valid_groups, "N_out")):
         if mask is not None:
             require_boolean(name, mask)
@@ -195,7 +206,7 @@ def _bundle(
         scale = 1.0 / math.sqrt(head_size)
     elif require_real("scale", scale) == 0.0:
         raise ValueError("scale must not be 0, or all logits would be equal, whatever q and k; got 0")
-    return Operands(q, k, values, neighbourhood, float(scale), bias, valid, valid_groups)
+    return Operands(q, k, values, neighbourhood, float(scale), bias, valid, valid_groups, pair_bias)
 
 
 def _require_fitting(neighbourhood: Neighbourhood, num_tokens: int, num_groups: int) -> None:
@@ -209,16 +220,37 @@ def _require_fitting(neighbourhood: Neighbourhood, num_tokens: int, num_groups: 
         )
 
 
-def _require_bias(
-    bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None, pairs: tuple[int, int, int, int]
-) -> None:
-    require_floating("bias", bias)
+def _require_queries(q: Tensor) -> None:
+    require_sizes("q", q, "B H N_out D")
+    if q.shape[-1] == 0:
+        raise ValueError(f"q must have a head size D of at least 1; got {tuple(q.shape)}")
+
+
+def _require_table(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None) -> None:
+    _require_numbers_beside(q, "bias", bias)
+    if neighbourhood is None:
+        raise ValueError(
+            "bias must be a table (H, *window), which needs a neighbourhood; one value for every pair is pair_bias; "
+            f"got bias {tuple(bias.shape)} without a neighbourhood"
+        )
+    table = (q.shape[1], *(axis.window for axis in neighbourhood.axes))
+    if tuple(bias.shape) != table:
+        raise ValueError(
+            f"bias must be a table of shape (H, *window) = {table}, one value for every pair is pair_bias; "
+            f"got {tuple(bias.shape)}"
+        )
+
+
+def _require_pairs(pair_bias: Tensor, q: Tensor, pairs: tuple[int, int, int, int]) -> None:
+    _require_numbers_beside(q, "pair_bias", pair_bias)
+    if pair_bias.ndim != 4 or any(n not in (1, size) for n, size in zip(pair_bias.shape, pairs, strict=True)):
+        raise ValueError(
+            f"pair_bias must have shape (B, H, N_in, N_out) = {pairs}, where any size may be 1; "
+            f"got {tuple(pair_bias.shape)}"
+        )
+
+
+def _require_numbers_beside(q: Tensor, name: str, bias: Tensor) -> None:
+    require_floating(name, bias)
     if bias.device != q.device:
-        raise TypeError(f"bias must be on q's device {q.device}; got {bias.device}")
-    if is_table(bias, pairs[1], neighbourhood):
-        return
-    broadcasts = bias.ndim <= 4 and bias.shape[-2:] == torch.Size(pairs[2:])
-    if not broadcasts or any(n not in (1, m) for n, m in zip(bias.shape[::-1], pairs[::-1], strict=False)):
-        table = () if neighbourhood is None else (pairs[1], *(axis.window for axis in neighbourhood.axes))
-        offered = f"(H, *window) = {table} or " if table else ""
-        raise ValueError(f"bias must have shape {offered}(B, H, N_in, N_out) = {pairs}; got {tuple(bias.shape)}")
+        raise TypeError(f"{name} must be on q's device {q.device}; got {bias.device}")

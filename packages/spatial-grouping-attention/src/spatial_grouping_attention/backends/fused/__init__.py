@@ -1,5 +1,5 @@
 """Dense operators on torch's fused attention kernels: exact, and memory O(N) forward and backward."""
 
-from .dense import assign, pool, refusals
+from .dense import assign, assign_backward, pool, pool_backward, refusals
 
-__all__ = ["assign", "pool", "refusals"]
+__all__ = ["assign", "assign_backward", "pool", "pool_backward", "refusals"]

@@ -12,14 +12,11 @@ the group's mass.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..autograd import Once, without_autocast
-from ..operands import Operands, Pooled, Problem
-from ..semantics import LOWEST
+from ..operands import Gradients, Operands, Pooled, Problem
+from ..semantics import LOWEST, rows_like, scalars_like, widened
 from . import flash
 
 
@@ -41,30 +38,83 @@ def refusals(problem: Problem) -> list[str]:
 
 def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """``A u`` and the tokens' normalisers."""
-    q, k, values = _widen(x.q), _widen(x.k), _widen(x.values)
-    out, lse = _apply(_Assign, q, k, values, _group_bias(x), x.scale)
+    q, k, u = _widen(x.q), _widen(x.k), _widen(x.values)
+    out, lse = flash.attention(k, q, u, x.scale, _group_bias(x))
     nobody = _nobody(x)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
-    return out.to(x.values.dtype), lse
+    return _into(rows_like(x.values, *out.shape[2:]), out), _into(scalars_like(x.k), lse)
+
+
+def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
+    """Gradients of :func:`assign`; a normaliser of +inf makes all memberships of its token 0."""
+    q, k, u = _widen(x.q), _widen(x.k), _widen(x.values)
+    grad_out, out = grad_out.to(u.dtype), out.to(u.dtype)
+    dk, dq, du, _ = flash.attention_backward(grad_out, grad_lse, k, q, u, out, lse, x.scale, _group_bias(x))
+    return _gradients(x, dq, dk, du, None)
 
 
 def pool(x: Operands, lse: Tensor | None) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
-    q, k, values = _widen(x.q), _widen(x.k), _widen(x.values)
-    nobody, may_be_empty = _nobody(x), lse is not None
+    q, k, v = _widen(x.q), _widen(x.k), _widen(x.values)
+    nobody, may_be_empty, expected_q = _nobody(x), lse is not None, None
     if lse is None:
-        lse = _apply(_Normaliser, q, k, _group_bias(x), x.scale)
+        expected_q, own = flash.attention(k, q, q, x.scale, _group_bias(x))
+        expected_q, lse = _into(torch.empty_like(x.k), expected_q), _into(scalars_like(x.k), own)
     if nobody is not None:
         lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
-    out, log_mass = _apply(_Pool, q, k, values, (-lse).clamp(min=LOWEST), x.scale)
+    out, log_mass = flash.attention(q, k, v, x.scale, _key_bias(lse))
     if may_be_empty:
         # Where no token of the sample takes part, the kernel averages over all that do not.
         empty = log_mass < LOWEST / 2
         if x.valid_groups is not None:
             empty = empty | ~x.valid_groups[:, None, :]
         out, log_mass = out.masked_fill(empty[..., None], 0.0), log_mass.masked_fill(empty, -torch.inf)
-    return Pooled(out.to(x.values.dtype), log_mass, lse)
+    out = _into(rows_like(x.values, *out.shape[2:]), out)
+    return Pooled(out, _into(scalars_like(x.q), log_mass), lse, expected_q)
+
+
+def pool_backward(
+    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor | None, grad_lse: Tensor | None
+) -> Gradients:
+    """Gradients of :func:`pool`; ``grad_lse`` given means that lse is the logits' own normaliser."""
+    q, k, v = _widen(x.q), _widen(x.k), _widen(x.values)
+    grad_out, out, key_bias = grad_out.to(v.dtype), pooled.out.to(v.dtype), _key_bias(pooled.lse)
+    # A mass of +inf makes all shares in its group 0: an empty group has no members to send anything to.
+    log_mass = pooled.log_mass.masked_fill(pooled.log_mass == -torch.inf, torch.inf)
+    mass, channels = pooled.log_mass.exp()[..., None], v.shape[-1]
+    measured = grad_lse is not None and v.dtype == mass.dtype
+    if measured:
+        v, out, grad_out = flash.append(v, 0.0), flash.append(out, 0.0), flash.append(grad_out, mass)
+    dq, dk, dv, dbias = flash.attention_backward(grad_out, grad_mass, q, k, v, out, log_mass, x.scale, key_bias)
+    dlse = -dbias.to(pooled.lse.dtype)  # type: ignore[union-attr]  # there is a key bias
+    if grad_lse is None:
+        return _gradients(x, dq, dk, dv, dlse)
+    dlse = (dlse + grad_lse).masked_fill_(pooled.lse == torch.inf, 0.0)
+    arriving = (dlse * x.scale)[..., None]
+    # Where logits are large, rounding them makes a token's memberships, exp(s - l), sum up to something near one; what
+    # cancels exactly in theory needs exactly one. The channel of masses has gathered that sum.
+    spread = dv[..., channels:].clamp(min=0.5) if measured else 1.0
+    mean, _ = flash.attention(q, k, (arriving / spread * k).to(k.dtype), x.scale, key_bias)
+    dk = dk + arriving * pooled.expected_q  # type: ignore[operator]  # kept with the logits' own normaliser
+    return _gradients(x, dq + mass * mean, dk, dv[..., :channels], dlse)
+
+
+def _gradients(x: Operands, dq: Tensor, dk: Tensor, dvalues: Tensor, dlse: Tensor | None) -> Gradients:
+    """Gradients in the operands' dtypes and places."""
+    of_operands = zip((x.q, x.k, x.values), (dq, dk, dvalues), strict=True)
+    dq, dk, dvalues = (_into(torch.empty_like(operand), gradient) for operand, gradient in of_operands)
+    return Gradients(dq, dk, dvalues, None, None if dlse is None else _into(scalars_like(x.k), dlse))
+
+
+def _into(room: Tensor, x: Tensor) -> Tensor:
+    """What a kernel returned, with the type and the place in memory that the operators promise."""
+    return x if x.dtype == room.dtype and x.stride() == room.stride() else room.copy_(x)
+
+
+def _key_bias(lse: Tensor) -> Tensor:
+    """``-lse`` (B, H, N_in), finite for tokens that belong to nobody."""
+    return (-lse).clamp(min=LOWEST)
 
 
 def _nobody(x: Operands) -> Tensor | None:
@@ -80,104 +130,12 @@ def _group_bias(x: Operands) -> Tensor | None:
     """(B, H, N_out) bias that hides groups which are not valid."""
     if x.valid_groups is None:
         return None
-    wide = torch.promote_types(x.q.dtype, torch.float32)
-    bias = torch.zeros(x.valid_groups.shape, dtype=wide, device=x.q.device).masked_fill(~x.valid_groups, LOWEST)
+    bias = torch.zeros(x.valid_groups.shape, dtype=widened(x.q.dtype), device=x.q.device).masked_fill(
+        ~x.valid_groups, LOWEST
+    )
     return bias[:, None, :].expand(-1, x.q.shape[1], -1)
-
-
-def _apply(function: type[torch.autograd.Function], *operands: Any) -> Any:
-    """``Function.apply``, which torch leaves untyped."""
-    return function.apply(*operands)  # type: ignore[no-untyped-call]
 
 
 def _widen(x: Tensor) -> Tensor:
     """On a CPU half types are computed in float32: as fast there, and exact to it."""
     return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-class _Assign(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, u: Tensor, group_bias: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        out, lse = flash.attention(k, q, u, scale, group_bias)
-        ctx.save_for_backward(q, k, u, group_bias, out, lse)
-        ctx.scale = scale
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_apply(Once, _assign_backward, *ctx.saved_tensors, grad_out, grad_lse, ctx.scale), None, None
-
-
-@without_autocast
-def _assign_backward(
-    q: Tensor,
-    k: Tensor,
-    u: Tensor,
-    group_bias: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, ...]:
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    dk, dq, du, _ = flash.attention_backward(grad_out, grad_lse, k, q, u, out, lse, scale, group_bias)
-    return dq, dk, du
-
-
-class _Normaliser(torch.autograd.Function):
-    """lse_i = logsumexp_j s_ij."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, group_bias: Tensor | None, scale: float) -> Tensor:
-        expected_q, lse = flash.attention(k, q, q, scale, group_bias)
-        ctx.save_for_backward(q, k, expected_q, lse)
-        ctx.scale = scale
-        return lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        return *_apply(Once, _normaliser_backward, *ctx.saved_tensors, grad_lse, ctx.scale), None, None
-
-
-@without_autocast
-def _normaliser_backward(
-    q: Tensor, k: Tensor, expected_q: Tensor, lse: Tensor, grad_lse: Tensor, scale: float
-) -> tuple[Tensor, ...]:
-    grad_lse = (grad_lse * scale).unsqueeze(-1)
-    mean, log_mass = flash.attention(q, k, (grad_lse * k).to(k.dtype), scale, key_bias=-lse)
-    dq = log_mass.exp().unsqueeze(-1) * mean
-    return dq.to(q.dtype), (grad_lse * expected_q).to(k.dtype)
-
-
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        out, log_mass = flash.attention(q, k, v, scale, key_bias)
-        ctx.save_for_backward(q, k, v, key_bias, out, log_mass)
-        ctx.scale = scale
-        ctx.set_materialize_grads(False)
-        return out, log_mass
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_apply(Once, _pool_backward, *ctx.saved_tensors, grad_out, grad_mass, ctx.scale), None
-
-
-@without_autocast
-def _pool_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_bias: Tensor,
-    out: Tensor,
-    log_mass: Tensor,
-    grad_out: Tensor | None,
-    grad_mass: Tensor | None,
-    scale: float,
-) -> tuple[Tensor | None, ...]:
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    return flash.attention_backward(grad_out, grad_mass, q, k, v, out, log_mass, scale, key_bias)

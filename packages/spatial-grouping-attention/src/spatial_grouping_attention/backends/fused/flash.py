@@ -61,15 +61,15 @@ def attention_backward(
     """
     head_size, value_size = q.shape[-1], v.shape[-1]
     if grad_lse is not None:
-        v = _append(v, torch.zeros_like(v[..., :1]))
-        out = _append(out, torch.ones_like(out[..., :1]))
-        grad_out = _append(grad_out, -grad_lse[..., None])
+        v = append(v, 0.0)
+        out = append(out, 1.0)
+        grad_out = append(grad_out, -grad_lse[..., None])
     if q.device.type == "cpu":
         mask = None
         if key_bias is not None:
             mask = key_bias.contiguous().unsqueeze(-2)
-            q = _append(q, torch.ones_like(q[..., :1]))
-            k = _append(k, torch.zeros_like(k[..., :1]))
+            q = append(q, 1.0)
+            k = append(k, 0.0)
         size = max(q.shape[-1], v.shape[-1])
         q, k, v, out, grad_out = (_pad(x, size) for x in (q, k, v, out, grad_out))
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -101,7 +101,10 @@ def attention_backward(
     return dq[..., :head_size], dk[..., :head_size], dv[..., :value_size], dbias
 
 
-def _append(x: Tensor, channels: Tensor) -> Tensor:
+def append(x: Tensor, channels: Tensor | float) -> Tensor:
+    """More channels, or one of the same number everywhere."""
+    if not isinstance(channels, Tensor):
+        channels = x.new_full((*x.shape[:-1], 1), channels)
     return torch.cat((x, channels.to(x.dtype)), dim=-1)
 
 
@@ -119,7 +122,7 @@ def _append_bias(q: Tensor, k: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
             rest = rest - parts[-1]
     channels = torch.stack(parts, dim=-1)
     ones = q.new_ones(*q.shape[:-1], len(parts))
-    return _append(q, ones), _append(k, channels)
+    return append(q, ones), append(k, channels)
 
 
 def _pad(x: Tensor, size: int) -> Tensor:

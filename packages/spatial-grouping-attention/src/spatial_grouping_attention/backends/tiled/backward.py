@@ -15,12 +15,12 @@ from ..operands import Gradients, Operands, Pooled
 from .chunks import Chunk, Tiles
 
 
-def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
+def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """Gradients of ``assign``."""
     tiles = Tiles(x)
     dq, du, dbias = tiles.sums(x.q.shape[-1]), tiles.sums(x.values.shape[-1]), BiasGradient(tiles)
     dk = torch.empty_like(x.k)
-    delta = (grad_out.to(tiles.dtype) * out.to(tiles.dtype)).sum(-1) - grad_lse
+    delta = _less((grad_out.to(tiles.dtype) * out).sum(-1), grad_lse)
     for chunk in tiles.chunks():
         q, k = chunk.scaled_queries(), chunk.tokens(x.k)
         u, g = chunk.groups(x.values), chunk.tokens(grad_out)
@@ -36,13 +36,13 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
 
 
 def pool_backward(
-    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor, grad_lse: Tensor | None
+    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor | None, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of ``pool``; ``grad_lse`` given means that lse is the logits' own normaliser."""
     tiles = Tiles(x)
     dq, dbias = tiles.sums(x.q.shape[-1]), BiasGradient(tiles)
     dk, dv, dlse = torch.empty_like(x.k), torch.empty_like(x.values), tiles.per_token()
-    delta = (grad_out.to(tiles.dtype) * pooled.out.to(tiles.dtype)).sum(-1) - grad_mass
+    delta = _less((grad_out.to(tiles.dtype) * pooled.out).sum(-1), grad_mass)
     # An empty group has no members to send anything to.
     log_mass = pooled.log_mass.masked_fill(pooled.log_mass == -torch.inf, torch.inf)
     for chunk in tiles.chunks():
@@ -61,6 +61,10 @@ def pool_backward(
         chunk.collect(dq, dscores.mT @ k)
         dbias.add(chunk, dscores)
     return Gradients(_of_groups(tiles, dq.mul_(x.scale), x.q), dk, dv, dbias.result(), dlse)
+
+
+def _less(delta: Tensor, grad: Tensor | None) -> Tensor:
+    return delta if grad is None else delta.sub_(grad)
 
 
 def _of_groups(tiles: Tiles, sums: Tensor, like: Tensor) -> Tensor:

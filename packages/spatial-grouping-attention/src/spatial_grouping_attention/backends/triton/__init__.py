@@ -66,14 +66,14 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     return pooled
 
 
-def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
+def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """Gradients of :func:`assign`."""
     gradients: Gradients = _passes().assign_backward(x, out, lse, grad_out, grad_lse)
     return gradients
 
 
 def pool_backward(
-    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor, grad_lse: Tensor | None
+    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor | None, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of :func:`pool`; ``grad_lse`` given means that lse is the logits' own normaliser.
 

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .bundles import Head, Slots
 from .relation import work_of_program
-from .rows import load_qk, load_scalars, load_uv, store_qk, store_scalars, store_uv
+from .rows import load_averages, load_qk, load_scalars, load_uv, store_qk, store_scalars, store_uv
 from .sides import (
     logits_by_group,
     logits_by_token,
@@ -73,7 +73,7 @@ def group_deltas(grad, out, grad_mass, delta, heads, number, FORM: tl.constexpr)
     index = tl.program_id(0) // heads * FORM.block + tl.arange(0, FORM.block)
     groups = Slots(index, index < number, index < number, None)
     g_tile = load_uv(grad, work, groups, FORM)
-    out_tile = load_uv(out, work, groups, FORM)
+    out_tile = load_averages(out, work, groups, FORM)
     group_delta = products_of_rows(g_tile, out_tile) - load_scalars(grad_mass, work, groups)
     store_scalars(delta, work, groups, group_delta)
 
@@ -157,7 +157,7 @@ def assign_backward_tokens(x, u, grad, out, lse, grad_lse, dk, delta, sizes, FOR
     normaliser, tokens = normalised(tokens, x, lse, work)
     k_tile = load_qk(x.k, work, tokens, FORM)
     g_tile = load_uv(grad, work, tokens, FORM)
-    out_tile = load_uv(out, work, tokens, FORM)
+    out_tile = load_averages(out, work, tokens, FORM)
     token_delta = products_of_rows(g_tile, out_tile) - load_scalars(grad_lse, work, tokens)
     dk_tile = tl.full((FORM.tile_rows, FORM.qk_padded), 0.0, tl.float32)
     for step in range((FORM.box_rows + FORM.block - 1) // FORM.block):

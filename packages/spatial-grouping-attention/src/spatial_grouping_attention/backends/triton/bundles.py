@@ -111,8 +111,13 @@ class Slots(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A softmax that is still being summed: largest logit so far, sum of exponentials, and of what they weigh."""
+    """A softmax that is still being summed: largest logit so far, sums of exponentials, and of what they weigh.
+
+    Products round the exponentials. What is divided by the sum of the rounded ones is an average of the values, so its
+    error is as small as the values' spread; by the sum of the others, it would be as large as the values.
+    """
 
     highest: Any
     total: Any
+    rounded_total: Any
     summed: Any

@@ -78,7 +78,8 @@ def _by_kernels(operator: str, x: Operands, arriving: list[Tensor]) -> list[Tens
         gradients = assign_backward(x, out, lse, grad_out, grad_lse)
     else:
         grad_out, grad_mass, grad_lse = arriving
-        results = pooled = pool(x, None)
+        pooled = pool(x, None)
+        results = pooled.out, pooled.log_mass, pooled.lse
         gradients = pool_backward(x, pooled, grad_out, grad_mass, grad_lse)
     return [*results, *(gradient for gradient in gradients[:4] if gradient is not None)]
 

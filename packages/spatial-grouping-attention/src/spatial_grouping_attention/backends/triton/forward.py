@@ -33,6 +33,7 @@ def nothing_yet(FORM: tl.constexpr):
     return Running(
         tl.full((FORM.tile_rows,), LOWEST, tl.float32),
         tl.full((FORM.tile_rows,), 0.0, tl.float32),
+        tl.full((FORM.tile_rows,), 0.0, tl.float32),
         tl.full((FORM.tile_rows, FORM.uv_padded), 0.0, tl.float32),
     )
 
@@ -44,12 +45,23 @@ def added(running, scores, values, work, slots, FORM: tl.constexpr):
     weights = tl.exp(scores - highest[:, None])
     rescale = tl.exp(running.highest - highest)
     total = running.total * rescale + tl.sum(weights, 1)
+    rounded_total = running.rounded_total
     summed = running.summed
     if values is not None:
         value_tile = load_uv(values, work, slots, FORM)
+        factors = weights.to(FORM.product)
+        rounded_total = rounded_total * rescale + tl.sum(factors.to(tl.float32), 1)
         summed = summed * rescale[:, None]
-        summed = tl.dot(weights.to(FORM.product), value_tile, summed, input_precision=FORM.precision)
-    return Running(highest, total, summed)
+        summed = tl.dot(factors, value_tile, summed, input_precision=FORM.precision)
+    return Running(highest, total, rounded_total, summed)
+
+
+@triton.jit
+def averages(running):
+    """What has been summed, divided by its weights; 0 where nothing was."""
+    some = running.rounded_total > 0.0
+    total = tl.where(some, running.rounded_total, 1.0)
+    return tl.where(some[:, None], running.summed / total[:, None], 0.0)
 
 
 @triton.jit
@@ -69,7 +81,7 @@ def token_forward(x, u, lse, out, sizes, FORM: tl.constexpr):
     total = tl.where(in_some_group, running.total, 1.0)
     store_scalars(lse, work, tokens, tl.where(in_some_group, running.highest + tl.log(total), float("inf")))
     if u is not None:
-        mixed = tl.where(in_some_group[:, None], running.summed / total[:, None], 0.0)
+        mixed = tl.where(in_some_group[:, None], averages(running), 0.0)
         store_uv(out, work, tokens, mixed, FORM)
 
 
@@ -91,4 +103,4 @@ def group_forward(x, v, lse, log_mass, out, sizes, FORM: tl.constexpr):
     empty = running.total == 0.0
     total = tl.where(empty, 1.0, running.total)
     store_scalars(log_mass, work, groups, tl.where(empty, -float("inf"), running.highest + tl.log(total)))
-    store_uv(out, work, groups, running.summed / total[:, None], FORM)
+    store_uv(out, work, groups, averages(running), FORM)

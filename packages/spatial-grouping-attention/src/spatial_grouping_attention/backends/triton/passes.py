@@ -41,7 +41,7 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     return Pooled(out, log_mass, lse)
 
 
-def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
+def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """See :func:`.triton.assign_backward`."""
     du, total = torch.empty_like(x.values), None
     for i, c in enumerate(_slices(x.values)):
@@ -56,7 +56,7 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
 
 
 def pool_backward(
-    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor, grad_lse: Tensor | None
+    x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor | None, grad_lse: Tensor | None
 ) -> Gradients:
     """See :func:`.triton.pool_backward`."""
     dv, own_lse, total = torch.empty_like(x.values), grad_lse is not None, None

@@ -48,6 +48,13 @@ def load_uv(x, work, slots, FORM: tl.constexpr):
 
 
 @triton.jit
+def load_averages(x, work, slots, FORM: tl.constexpr):
+    """Rows of a result of the forward passes as they are, float32: products with them nearly cancel others."""
+    pointers = row_pointers(x, work, slots, FORM.uv_padded, FORM.wide)
+    return tl.load(pointers, mask=row_mask(slots.takes_part, FORM.uv, FORM.uv_padded), other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_qk(x, work, slots, rows, FORM: tl.constexpr):
     """Store rows of a gradient of queries or keys, in its dtype."""
     pointers = row_pointers(x, work, slots, FORM.qk_padded, FORM.wide)
