@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .autograd import products
 from .operands import Operands
+from .transforms import under_transform
 
 # Stands for "nothing seen yet" in running maxima and for -inf in biases: finite, so that differences with it are
 # never NaN.
@@ -85,8 +86,11 @@ def blanked(x: Operands, rows_of_values: str) -> Operands:
 
 
 def _zeroed(rows: Tensor, valid: Tensor) -> Tensor:
+    nobody = ~valid[:, None, :, None]
+    if under_transform():  # which may map the mask and not the rows
+        return rows.masked_fill(nobody, 0.0)
     # A clone keeps the order in memory, which masked_fill on its own does not.
-    return rows.clone().masked_fill_(~valid[:, None, :, None], 0.0)
+    return rows.clone().masked_fill_(nobody, 0.0)
 
 
 def rows_like(like: Tensor, rows: int, channels: int) -> Tensor:

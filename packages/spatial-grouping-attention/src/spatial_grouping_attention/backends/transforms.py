@@ -68,8 +68,11 @@ def mapped(
     return function
 
 
-Results = tuple[list[Tensor], list[int | None]]
-"""What a rule for vmap returns: results, and where the mapped axis is in each; None where there is nothing in one."""
+Results = tuple[tuple[Tensor, ...], tuple[int | None, ...]]
+"""What a rule for vmap returns: results, and where the mapped axis is in each; None where there is nothing in one.
+
+Tuples: what is in a list, torch does not differentiate, and does not say so.
+"""
 
 
 def _as_samples(function: Callable[..., Any], size: int, dims: Sequence[int | None], args: Sequence[Any]) -> Results:
@@ -95,8 +98,8 @@ def _one_by_one(function: Callable[..., Any], size: int, dims: Sequence[int | No
     def call(i: int) -> Any:
         return function(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, dims, strict=True)))
 
-    results = [torch.stack(calls) for calls in zip(*map(call, range(size)), strict=True)]
-    return results, [0] * len(results)
+    results = tuple(torch.stack(calls) for calls in zip(*map(call, range(size)), strict=True))
+    return results, (0,) * len(results)
 
 
 def _split(results: Sequence[Tensor], size: int, dims: Sequence[int]) -> Results:
@@ -107,7 +110,7 @@ def _split(results: Sequence[Tensor], size: int, dims: Sequence[int]) -> Results
         nothing = x.ndim == 1
         split.append(x if nothing else torch.unflatten(x, dim, (size, x.shape[dim] // size)))
         where.append(None if nothing else dim)
-    return split, where
+    return tuple(split), tuple(where)
 
 
 def _leading(x: Tensor, dim: int | None, size: int) -> Tensor:
