@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from RoSE import Grid
+from RoSE import Grid, RotarySpatialEmbedding
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.floats(0.1, 9), st.floats(-9, 9))
@@ -95,3 +95,32 @@ def test_a_derived_grid_is_the_grid() -> None:
     assert Grid.derived((2, 3), spacing, (0.0, 0.0)) == Grid((2, 3), spacing)
     assert Grid((2, 3), spacing).batch == Grid((2, 3), 1.0, spacing).batch == 2
     assert Grid((2, 3), spacing[0]).batch is None
+
+
+def test_positions_are_float64_whatever_holds_them() -> None:
+    """Widened before anything is computed from them, in the grid and in what is derived from it."""
+    shape, step, start = (100_000,), torch.tensor([0.1]), torch.tensor([1e6 / 3])
+    exact = start.double() + torch.arange(shape[0])[:, None] * step.double()
+    for grid in (
+        Grid(shape, step, start),
+        Grid(shape, step.double(), start),
+        Grid(shape, step[0], start[0]),
+        Grid(shape, float(step), float(start)),
+        Grid.derived(shape, step, start),
+    ):
+        assert grid.coordinates().dtype == torch.float64
+        torch.testing.assert_close(grid.coordinates(), exact, rtol=0, atol=1e-9)
+        rounded = grid.coordinates(dtype=torch.float32)
+        assert torch.equal(rounded, exact.float())
+    kept = Grid(shape, step, start)
+    assert kept.spacing.dtype == kept.origin.dtype == torch.float64
+    per_sample = Grid(shape, step.expand(2, 1), start.expand(2, 1)).coordinates()
+    torch.testing.assert_close(per_sample, exact.expand(2, -1, -1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("transform", [None, "identity", "power", "log"])
+def test_a_spacing_in_float32_turns_features_as_its_value_does(transform: str | None) -> None:
+    torch.manual_seed(0)
+    embedding = RotarySpatialEmbedding(16, 1, 1, spacing_transform=transform)
+    x, step = torch.randn(1, 20_000, 16), torch.tensor([0.1])
+    torch.testing.assert_close(embedding(x, step, (20_000,)), embedding(x, float(step), (20_000,)), rtol=0, atol=1e-6)

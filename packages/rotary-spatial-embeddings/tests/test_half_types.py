@@ -121,15 +121,16 @@ def test_casts_of_a_module_and_true_half_training_leave_them_out(
 ) -> None:
     whole = made(name, transform)
     kept = [getattr(part, path).clone() for part, path in deciding(whole)]
-    for cast in (
+    casts = (
         lambda m: m.to(dtype),
         lambda m: m.bfloat16(),
         lambda m: m.half(),
         lambda m: m.to(dtype).float(),
         lambda m: m.to(dtype, memory_format=torch.preserve_format),
-        lambda m: m.apply(lambda part: part.to(dtype)),
+        lambda m: m.apply(lambda each: each.to(dtype)),
         lambda m: m.to(torch.float8_e4m3fn),
-    ):
+    )
+    for cast in casts:
         module = cast(copy.deepcopy(whole))
         for (part, path), value in zip(deciding(module), kept, strict=True):
             assert torch.equal(getattr(part, path), value)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from RoSE import RotarySpatialEmbedding
+from RoSE import AliasingWarning, Grid, RotarySpatialEmbedding
 from RoSE.transforms import LogSpacing, PowerSpacing
 
 FORMS = {"power": PowerSpacing, "log": LogSpacing}
@@ -78,3 +78,60 @@ def test_grids_and_coordinates_are_scaled_alike_and_all_parameters_learn(form: s
     assert all(p.grad is not None and (p.grad != 0).all() for p in embedding.spacing_transform.parameters())
     with pytest.raises(ValueError, match="needs the spacing"):
         embedding(x, coordinates=index)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_nothing_is_nan_or_infinite_at_any_extreme(form: str) -> None:
+    extremes = (-1e4, -800.0, -90.0, -40.0, 0.0, 40.0, 90.0, 800.0, 1e4)
+    spacing = torch.tensor([1e-300, 1e-30, 1e-3, 1.0, 1e3, 1e30, 1e300], dtype=torch.float64)[:, None]
+    for gain in extremes:
+        for shape in extremes:
+            transform, s = FORMS[form]((1.0,)), spacing.clone().requires_grad_()
+            with torch.no_grad():
+                for parameter, value in zip(transform.parameters(), (gain, shape), strict=True):
+                    parameter.fill_(value)
+            factor = transform(s)
+            assert (factor > 0).all()
+            assert factor.isfinite().all()
+            assert ((factor * s).diff(dim=0) > 0).all()
+            factor.log().sum().backward()
+            assert all(p.grad.isfinite().all() for p in transform.parameters())
+            assert s.grad.isfinite().all()
+
+
+POINTS = torch.rand(6, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"spacing": 0.5, "grid_shape": (2, 3)},
+        {"spacing": torch.tensor([[0.5, 1.0], [0.7, 0.3]]), "grid_shape": (2, 3)},
+        {"coordinates": Grid((2, 3), 0.5, 1.0)},
+        {"coordinates": POINTS, "spacing": 0.5},
+        {"coordinates": POINTS, "spacing": torch.tensor([[0.5, 1.0], [0.7, 0.3]])},
+        {"coordinates": [Grid((2, 2), 0.5), POINTS[:2]], "spacing": [None, (0.5, 0.5)]},
+    ],
+)
+def test_all_forms_accept_the_same_arguments(arguments: dict[str, object]) -> None:
+    x = torch.randn(2, 6, 32)
+    for form in ("identity", "power", "log"):
+        assert RotarySpatialEmbedding(32, 2, 2, spacing_transform=form)(x, **arguments).shape == x.shape
+    with pytest.raises((ValueError, TypeError), match=r"spacing(\[0\])? must be"):
+        RotarySpatialEmbedding(32, 2, 2, spacing_transform="identity")(x, -1.0, coordinates=POINTS)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_the_aliasing_warning_looks_at_transformed_spacings(form: str, as_tensor: bool) -> None:
+    def embedding(gain: float) -> RotarySpatialEmbedding:
+        module = RotarySpatialEmbedding(32, 2, 2, spacing_transform=form, learnable=False, directions="axial")
+        with torch.no_grad():
+            module.spacing_transform.log_gain.fill_(gain)
+        return module
+
+    x = torch.randn(1, 6, 32)
+    fine, coarse = ((torch.tensor([s, s]) if as_tensor else s) for s in (1.0, 20.0))
+    embedding(-4.0)(x, coarse, (2, 3))  # which would alias as it is
+    with pytest.warns(AliasingWarning, match=r"spacing after its transform \d.* raise reference_spacing or give"):
+        embedding(4.0)(x, fine, (2, 3))

@@ -81,7 +81,7 @@ def test_grid(arguments: tuple[object, ...], error: type[Exception], words: str)
         ((32, 2), {"wavelengths": (9.0, 3.0)}, ValueError, r"\(shortest, longest\); got \(9.0, 3.0\)"),
         ((32, 2), {"wavelengths": (0.0, 3.0)}, ValueError, "wavelengths must be greater than 0"),
         ((32, 2), {"wavelengths": (1.0, 3.0), "reference_spacing": 2.0}, ValueError, "reference_spacing must stay 1"),
-        ((32, 2), {"dtype": torch.int32}, TypeError, "dtype must be float64, float32, bfloat16 or float16; got torch.int32"),
+        ((32, 2), {"dtype": torch.int32}, TypeError, "dtype must be float64, float32, .* got torch.int32"),
         ((2, 1, 3), {"directions": "axial"}, ValueError, "at least one plane per axis"),
     ],
 )

@@ -83,8 +83,8 @@ def aliasing_message(
                     f"raise reference_spacing (now {now:g}) to {now * excess:.3g} or more, or give longer wavelengths"
                 )
             return (
-                f"{step_name} {step:g} along axis {axis} is more than half the shortest wavelength ({shortest:g}), so the "
-                f"fastest planes alias; {advice}"
+                f"{step_name} {step:g} along axis {axis} is more than half the shortest wavelength ({shortest:g}), so "
+                f"the fastest planes alias; {advice}"
             )
     return None
 

@@ -147,7 +147,7 @@ def _require_step(name: str, value: Any, above: float) -> float:
 def _refuse_nesting(name: str, values: tuple[Any, ...], ndim: int) -> None:
     """Say what to make of values per sample that come as a list, or as an array of another library."""
     for value in values:
-        if isinstance(value, (Tensor, list, tuple)) or getattr(value, "ndim", 0):
+        if isinstance(value, (Tensor, list, tuple)) or len(getattr(value, "shape", "")):
             raise TypeError(
                 f"{name} must be a number, one number per axis, or one tensor, (batch, {ndim}) where every sample has "
                 f"its own; got {len(values)} of type {type(value).__name__}: torch.as_tensor makes one of numbers and "

@@ -39,11 +39,11 @@ class WideModule(nn.Module):
             if isinstance(value, Tensor) and value.dtype not in POSITION_DTYPES:
                 error_msgs.append(
                     f"{prefix}{name} must be float64 or float32; got {value.dtype}: its values were rounded when the "
-                    f"checkpoint was cast. Save model.bfloat16().state_dict(), which keeps them, or accept the rounding "
+                    "checkpoint was cast. Save model.bfloat16().state_dict(), which keeps them, or accept the rounding "
                     f"with state_dict[{prefix + name!r}] = state_dict[{prefix + name!r}].float()"
                 )
                 return
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
@@ -52,8 +52,8 @@ class WideModule(nn.Module):
         for name, value in parameters.items():
             if value.dtype not in POSITION_DTYPES:
                 raise TypeError(
-                    f"{name} of {type(self).__name__} must be float64 or float32; got {value.dtype}, which rounds every "
-                    "angle. Cast with module.to(dtype), which leaves it out; in FSDP make every RotarySpatialEmbedding "
-                    "a unit of its own, without param_dtype (docs/rose.md, 'Half types', has the lines); after an "
-                    "assignment to .data restore the float32 values"
+                    f"{name} of {type(self).__name__} must be float64 or float32; got {value.dtype}, which rounds "
+                    "every angle. Cast with module.to(dtype), which leaves it out; in FSDP make every "
+                    "RotarySpatialEmbedding a unit of its own, without param_dtype (docs/rose.md, 'Half types', has "
+                    "the lines); after an assignment to .data restore the float32 values"
                 )
