@@ -1,5 +1,6 @@
 """Whatever is wrong with an argument is said before anything is computed: the rule, and the value that broke it."""
 
+import numpy as np
 import pytest
 import torch
 from layer_cases import VARIANTS
@@ -146,7 +147,7 @@ FORWARD = {
     "spacing ints": (
         lambda f: f(X, torch.ones(2).long(), GRID),
         TypeError,
-        r"spacing must be float64, .*; got torch\.int64",
+        r"spacing must be float64 or float32; got torch\.int64",
     ),
     "grid of one int": (lambda f: f(X, 1.0, 54), ValueError, "grid_shape must have 2 ints, one per axis; got 54"),
     "validity of floats": (
@@ -166,6 +167,26 @@ FORWARD = {
     ),
     "validity list": (lambda f: f(X, 1.0, GRID, valid=[True]), TypeError, r"valid must be a torch\.Tensor; got list"),
     "spacing word": (lambda f: f(X, "1", GRID), TypeError, "spacing must be a number.* got '1'"),
+    "spacings in a list": (
+        lambda f: f(X, [(1.0, 0.5), (2.0, 0.5)], GRID),
+        TypeError,
+        r"spacing must be .*one tensor, \(batch, 2\) where every sample has its own; got 2 of type tuple",
+    ),
+    "spacings as collated": (
+        lambda f: f(X, torch.utils.data.default_collate([(1.0, 0.5), (2.0, 0.5)]), GRID),
+        TypeError,
+        r"spacing must be .*got 2 of type Tensor: .*torch\.stack\(\.\.\., -1\).* tuples are collated",
+    ),
+    "spacings of numpy": (
+        lambda f: f(X, np.ones((2, 2)), GRID),
+        TypeError,
+        r"spacing must be .*got 2 of type ndarray: torch\.as_tensor makes one of",
+    ),
+    "spacing in half": (
+        lambda f: f(X, torch.ones(2).half(), GRID),
+        TypeError,
+        r"spacing must be float64 or float32; got torch\.float16",
+    ),
     "spacing rank": (
         lambda f: f(X, torch.ones(1, 2, 2), GRID),
         ValueError,
@@ -206,6 +227,9 @@ def test_origins_and_grids_below_the_kernel(variant: str) -> None:
     ):
         layer(X, 1.0, GRID)
     layer = VARIANTS[variant](8, 2, 3, 2)
+    for origin in ([(1.0, 0.5), (2.0, 0.5)], np.ones((2, 2))):
+        with pytest.raises(TypeError, match=r"input_origin must be .*one tensor, \(batch, 2\).*; got 2 of type"):
+            layer(X, 1.0, GRID, input_origin=origin)
     for origin, match in (
         (NAN, "input_origin must be finite; got nan"),
         (torch.zeros(3, 2), "input_origin must have the batch size 2 .*; got 3"),

@@ -178,7 +178,7 @@ def test_spacings_per_sample_coarsen_one_by_one(dtype: torch.dtype) -> None:
     spacing = torch.tensor([[0.5, 2.0], [1.0, 0.25], [3.0, 3.0]], dtype=dtype, requires_grad=True)
     geometry = ((4, 3), (2, 3), (1, 0))
     together = coarsen(Grid((8, 7), spacing, (1.0, -2.0)), *geometry)
-    assert together.spacing.dtype == dtype
+    assert together.spacing.dtype == together.origin.dtype == torch.float64
     for i, row in enumerate(spacing.tolist()):
         alone = coarsen(Grid((8, 7), row, (1.0, -2.0)), *geometry)
         assert together.shape == alone.shape
@@ -193,6 +193,25 @@ def test_origins_per_sample() -> None:
     origin = torch.tensor([[1.0, 2.0], [-5.0, 0.0]])
     coarse = coarsen(Grid((4, 4), (1.0, 2.0), origin), (2, 3), (2, 2), (0, 1))
     assert torch.equal(coarse.origin, origin + torch.tensor([0.5, 0.0]))
+
+
+@pytest.mark.parametrize("stages", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("held", ["spacing", "origin", "spacing per sample", "origin per sample", "both"])
+def test_positions_are_exact_whatever_holds_the_numbers(held: str, dtype: torch.dtype, stages: int) -> None:
+    """100,000 tokens, a million units away: a group is where the same numbers in Python would put it."""
+    # What float32 can hold exactly, so that only what is done with it can round.
+    spacing, origin = torch.tensor(0.3).item(), 1e6 + 0.0625 * (held in ("spacing", "spacing per sample")) / 1024
+    grid = Grid((100_000,), spacing, origin)
+    per_sample = (2, 1) if "sample" in held else (1,)
+    steps = torch.full(per_sample, spacing, dtype=dtype) if "spacing" in held or held == "both" else spacing
+    start = torch.full(per_sample, origin, dtype=dtype) if "origin" in held or held == "both" else origin
+    given = Grid((100_000,), steps, start)
+    for _ in range(stages):
+        grid, given = (coarsen(x, (4,), (2,), (1,)) for x in (grid, given))
+    for got, want in ((given.origin, grid.origin), (given.spacing, grid.spacing)):
+        assert torch.equal(torch.as_tensor(got).double().flatten().unique(), torch.tensor(want, dtype=torch.float64))
+    assert (given.coordinates() - grid.coordinates()).abs().max() <= 1e-9
 
 
 @given(one_axis)

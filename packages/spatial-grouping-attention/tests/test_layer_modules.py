@@ -14,6 +14,7 @@ from grouping_cases import assert_near
 from layer_cases import VARIANTS, make_layer, tokens
 from spatial_grouping_attention import GroupingOutput, SpatialGroupingAttention, WindowedSelfAttention, compose
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 EVERY_VARIANT = tuple(VARIANTS)
 FIELDS = ["x_out", "out_grid_shape", "out_spacing", "out_origin", "assignment", "valid"]
@@ -327,13 +328,14 @@ def rebuilt(data: object, function: Callable[[torch.Tensor], torch.Tensor], data
     """How libraries that train models walk through what models return.
 
     Mappings are made anew from mappings, sequences from sequences, and of dataclasses a copy's attributes are set. What
-    is both is taken for a dataclass by lightning-utilities and for a mapping by accelerate.
+    is both is taken for a dataclass by lightning-utilities and for a mapping by accelerate. Whatever has a dtype is a
+    tensor to accelerate.
     """
 
     def again(value: object) -> object:
         return rebuilt(value, function, dataclasses_first)
 
-    if isinstance(data, torch.Tensor):
+    if isinstance(data, torch.Tensor) or hasattr(data, "dtype"):
         return function(data)
     if dataclasses.is_dataclass(data) and (dataclasses_first or not isinstance(data, Mapping)):
         result = copy.copy(data)
@@ -362,16 +364,89 @@ def test_outputs_survive_generic_container_code(variant: str, dataclasses_first:
     values = torch.randn(2, 15, 2)
     want = output.assignment.upsample(values)
     assert torch.equal(cast.assignment.upsample(values), want)
-    file = io.BytesIO()
-    torch.save(output.detach(), file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
     copied = copy.deepcopy(output.detach())
-    for again in (loaded, copied, pickle.loads(pickle.dumps(output.detach()))):
+    for again in (reloaded(output.detach()), copied, pickle.loads(pickle.dumps(output.detach()))):
         assert torch.equal(again.assignment.upsample(values), want)
         assert again.grid == output.grid
     with pytest.raises(TypeError, match=r"must have the keys .*; got \['x_out'\]"):
         GroupingOutput({"x_out": output.x_out})
+
+
+def reloaded(data: object) -> object:
+    """Saved and loaded with torch's defaults."""
+    file = io.BytesIO()
+    torch.save(data, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_everything_is_loaded_by_default(variant: str) -> None:
+    layer = make_layer(variant, relative_bias=variant != "dense")
+    valid = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3)) < 0.8
+    for spacing in (0.5, torch.tensor([[1.0, 0.5], [0.25, 1.0]])):
+        output = layer(tokens(SHAPE), spacing, SHAPE, valid=valid).detach()
+        members, chain, usage = output.assignment, compose([output.assignment]), output.assignment.usage()
+        again = reloaded({"out": output, "all": (chain, output.grid, usage, layer.neighbourhood(SHAPE))})
+        assert torch.equal(again["out"].x_out, output.x_out)
+        assert torch.equal(again["out"].assignment.matrix(), members.matrix())
+        loaded_chain, grid, loaded_usage, neighbourhood = again["all"]
+        assert torch.equal(loaded_chain.labels(), chain.labels())
+        assert grid == output.grid
+        assert torch.equal(loaded_usage.mass, usage.mass)
+        assert neighbourhood == layer.neighbourhood(SHAPE)
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_checkpoints_that_would_lose_gradients_are_refused(variant: str) -> None:
+    layer, x = make_layer(variant), tokens(SHAPE).requires_grad_()
+    for function in (layer, layer.forward):
+        with pytest.raises(RuntimeError, match=r"must be called with use_reentrant=False.*got use_reentrant=True"):
+            checkpointed(function, x, 1.0, SHAPE, use_reentrant=True)
+    gradients = []
+    for reentrant, result in ((False, None), (False, "x_out"), (True, "x_out")):
+        function = layer if result is None else lambda *given: layer(*given).x_out
+        out = checkpointed(function, x, 1.0, SHAPE, use_reentrant=reentrant)
+        x.grad = None
+        (out.x_out if result is None else out).square().sum().backward()
+        gradients.append(x.grad)
+    for gradient in gradients:
+        assert_near(gradient, gradients[0], 1e-6)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert layer(x.detach(), 1.0, SHAPE).x_out.shape[0] == 2
+
+
+@pytest.mark.parametrize("variant", [*EVERY_VARIANT, "windowed self-attention"])
+def test_children_are_called_and_not_reached_into(variant: str) -> None:
+    """Whoever offloads, shards or differentiates per sample lives in hooks, and sees every use of every parameter."""
+    layer = full(variant)
+    inside: list[torch.nn.Module] = []
+    owner: dict[int, torch.nn.Module] = {}
+    used: set[int] = set()
+
+    class Watched(torch.nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            """What is computed with the parameter is computed while its module is being called."""
+            if function.__name__ not in ("__get__", "dim", "size"):  # what is asked without a value
+                for leaf in pytree.tree_leaves((args, kwargs)):
+                    if id(leaf) in owner:
+                        used.add(id(leaf))
+                        assert owner[id(leaf)] in inside, function
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **(kwargs or {}))
+
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            watched = Watched(parameter.detach())
+            setattr(module, name, watched)
+            owner[id(watched)] = module
+        module.register_forward_pre_hook(lambda module, _: inside.append(module))
+        module.register_forward_hook(lambda *_: inside.pop() and None)
+    mask = {} if variant not in VARIANTS else {"mask": torch.ones(2, *SHAPE, dtype=torch.bool)}
+    layer(torch.randn(2, 54, 16), 1.0, SHAPE, **mask)
+    assert used == owner.keys()
 
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)

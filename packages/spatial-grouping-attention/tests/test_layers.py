@@ -2,11 +2,13 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, grouping_by_hand, make_layer, tokens
 from RoSE import Grid
+from torch.utils import _pytree as pytree
 
 EVERY_VARIANT = tuple(VARIANTS)
 BY_ATTENTION = ("dense", "sparse")
@@ -67,6 +69,29 @@ def test_normed_tokens_make_memberships_blind_to_the_scale_of_the_tokens() -> No
         layer.proposal.bias.data.zero_()
         change = layer(100 * x, 1.0, (6, 9)).assignment.matrix() - layer(x, 1.0, (6, 9)).assignment.matrix()
         assert (change.abs().max().item() > 1e-2) == sensitive
+
+
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_whatever_holds_spacing_and_origin(variant: str) -> None:
+    """Numbers, arrays and tensors, shared or per sample, say the same, far along a grid and far from zero too."""
+    layer, x = make_layer(variant, 1, iters=0), tokens((100_000,), batch=1)
+    step, start = torch.tensor(0.3).item(), 1e6
+    want = layer(x, step, input_origin=start)
+    for hold in (
+        np.float64,
+        np.float32,
+        lambda number: np.array([number]),
+        torch.tensor,
+        lambda number: torch.tensor([number]),
+        lambda number: torch.tensor([[number]]),
+        lambda number: torch.tensor([[number]], dtype=torch.float64),
+    ):
+        for spacing, origin in ((hold(step), start), (step, hold(start)), (hold(step), hold(start))):
+            got = layer(x, spacing, input_origin=origin)
+            for mine, theirs in zip(*map(pytree.tree_leaves, (got.assignment, want.assignment)), strict=True):
+                assert mine is theirs is None or torch.equal(mine, theirs)
+            assert torch.as_tensor(got.out_origin).flatten().tolist() == list(want.out_origin)
+            assert torch.as_tensor(got.out_spacing).flatten().tolist() == list(want.out_spacing)
 
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)

@@ -6,11 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from RoSE import Grid
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .assignment import Assignment, Movable
+from .assignment import (
+    Assignment,
+    AttentionAssignment,
+    ComposedAssignment,
+    DeformableAssignment,
+    Movable,
+    Usage,
+)
+from .geometry import Neighbourhood
 
 
 @dataclass(eq=False, init=False)
@@ -20,7 +29,13 @@ class GroupingOutput(Movable, Mapping[str, Any]):
     Reads like a dataclass (``output.x_out``) and like a dict (``output["x_out"]``, ``**output``), and is a
     pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks. Code that walks through nested
     containers, to move or to cast what models return, rebuilds a mapping from one mapping of all its items, or sets the
-    fields of a dataclass one by one: both can be done here.
+    fields of a dataclass one by one: both can be done here. ``torch.load`` takes saved outputs with its defaults
+    (``weights_only=True``) once this package is imported.
+
+    A *reentrant* checkpoint (``torch.utils.checkpoint`` with ``use_reentrant=True``) looks for results in tensors and
+    tuples of tensors alone: it would hand on this output cut off from the graph, and every gradient through it would
+    be lost without a word. Layers refuse to be its function; a function of yours that calls layers inside of one
+    must return tensors, or use ``use_reentrant=False``, or the layers' own ``checkpoint=True``.
     """
 
     x_out: Tensor
@@ -88,4 +103,17 @@ def _unflatten(values: Any, _: None) -> GroupingOutput:
 
 pytree.register_pytree_node(
     GroupingOutput, _flatten, _unflatten, serialized_type_name="spatial_grouping_attention.GroupingOutput"
+)
+
+# All that an output holds is inert, so that loading it runs nobody's code.
+torch.serialization.add_safe_globals(
+    [
+        AttentionAssignment,
+        ComposedAssignment,
+        DeformableAssignment,
+        Grid,
+        GroupingOutput,
+        Neighbourhood,
+        Usage,
+    ]
 )

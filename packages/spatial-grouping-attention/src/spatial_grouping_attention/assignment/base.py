@@ -194,17 +194,16 @@ class Assignment(Movable, ABC):
             where a nested way ends at a group that is not valid.
         """
 
-    @torch.no_grad()
     def usage(self, *, nested: bool = False) -> Usage:
         """Mass of every group, and how many groups are nobody's most likely one (:meth:`labels`)."""
-        mass = self.sum(torch.ones(self.batch_size, self.num_inputs, 1, device=self.device)).squeeze(-1)
+        with torch.no_grad():
+            mass = self.sum(torch.ones(self.batch_size, self.num_inputs, 1, device=self.device)).squeeze(-1)
         # Labels count from -1, which is in no group's place.
         chosen = mass.new_zeros(self.batch_size, self.num_groups + 1)
         used = chosen.scatter(1, self.labels(nested=nested) + 1, 1.0)[:, 1:] > 0
         unused = ~used if self.valid_groups is None else ~used & self.valid_groups
         return Usage(mass, unused.sum(1))
 
-    @torch.no_grad()
     def boundaries(self, *, nested: bool = False) -> Tensor:
         """Where neighbouring tokens have different labels (:meth:`labels`): (B, *input_shape) boolean.
 

@@ -80,7 +80,6 @@ class ComposedAssignment(Assignment):
             product = stage.upsample(product)
         return product
 
-    @torch.no_grad()
     def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
         """Most likely last group of every first token, through all memberships in between or stage by stage."""
         if per_head or len(self.stages) == 1:

@@ -74,7 +74,7 @@ class AttentionAssignment(AssignmentOfHeads):
         return self.q.device
 
     @property
-    def dtype(self) -> torch.dtype:
+    def _dtype(self) -> torch.dtype:
         """Type of the queries and keys."""
         return self.q.dtype
 
@@ -97,7 +97,7 @@ class AttentionAssignment(AssignmentOfHeads):
 
     def _operands(self, values: Tensor) -> Operands:
         """The call in the wider of the two dtypes."""
-        dtype = torch.promote_types(self.dtype, values.dtype)
+        dtype = torch.promote_types(self._dtype, values.dtype)
         return Operands(
             self.q.to(dtype),
             self.k.to(dtype),

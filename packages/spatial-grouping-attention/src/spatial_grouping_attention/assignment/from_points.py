@@ -64,7 +64,7 @@ class DeformableAssignment(AssignmentOfHeads):
         return self.log_shares.device
 
     @property
-    def dtype(self) -> torch.dtype:
+    def _dtype(self) -> torch.dtype:
         """Type of the shares."""
         return self.log_shares.dtype
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +37,7 @@ def coarsen(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], paddi
     """The grid of groups in the same physical frame as ``grid``.
 
     ``spacing' = spacing * stride`` and ``origin' = origin + ((k - 1)/2 - p) * spacing``: a group sits at the
-    centre of its receptive field, so even kernels get their half voxel.
+    centre of its receptive field, so even kernels get their half voxel. Tensors come out in float64.
     """
     spacing, origin = grid.spacing, grid.origin
     if isinstance(spacing, Tensor) or isinstance(origin, Tensor):
@@ -63,16 +62,14 @@ def _coarsen_numbers(
 
 
 def _coarsen_tensors(grid: Grid, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Grid:
-    # Rounding to a half type would move groups against their tokens, and more with every stage.
-    given = [x for x in (grid.spacing, grid.origin) if isinstance(x, Tensor)]
-    device = given[0].device
-    dtype = functools.reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
+    # Rounding would move groups against their tokens, and more with every stage: float64, whatever holds the numbers.
+    device = next(x.device for x in (grid.spacing, grid.origin) if isinstance(x, Tensor))
     step, start, s, c = (
         torch.as_tensor(x, dtype=torch.float64, device=device)
         for x in (grid.spacing, grid.origin, tuple(stride), _centres(kernel_size, padding))
     )
     shape = coarse_shape(grid.shape, kernel_size, stride, padding)
-    return Grid.derived(shape, (step * s).to(dtype), (start + step * c).to(dtype))
+    return Grid.derived(shape, step * s, start + step * c)
 
 
 def _centres(kernel_size: Sequence[int], padding: Sequence[int]) -> tuple[float, ...]:

@@ -98,7 +98,7 @@ def _placed(
     origin_name: str,
 ) -> Grid:
     """The grid, from whichever arguments say it."""
-    at_zero = not isinstance(origin, Tensor) and origin == 0.0
+    at_zero = isinstance(origin, (int, float)) and origin == 0.0
     if grid is not None and not at_zero:
         raise ValueError(f"{names[2]} must be the only place that says the grid; got {origin_name} as well")
     if grid is None and spacing is None:

@@ -40,6 +40,7 @@ from ..geometry import (
     relate,
 )
 from ..output import GroupingOutput
+from .reentrant import refuse_reentrant_checkpoint
 from .temperature import TEMPERATURES, heat, make_log_temperature
 
 if TYPE_CHECKING:
@@ -252,7 +253,9 @@ class SpatialGroupingAttention(nn.Module, ABC):
             TypeError: x is not floating, the mask or the validity not boolean, or the grid no Grid.
             ValueError: shapes disagree, the spacing is not positive and finite, the grid is said twice, or it is
                 smaller than the kernel allows.
+            RuntimeError: the layer itself is the function of a reentrant checkpoint, which would lose its gradients.
         """
+        refuse_reentrant_checkpoint()
         tokens = place_tokens(
             x,
             self.feature_dims,
