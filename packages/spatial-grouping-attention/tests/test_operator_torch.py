@@ -1,12 +1,19 @@
-"""The operators inside torch's machinery: operator contracts, and compilation of whole graphs."""
+"""The operators inside torch's machinery: contracts, whole graphs, tensors without values, FLOP counters."""
+
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
-from grouping_cases import Case, assert_near, make_case
-from operator_calls import operands
+from grouping_cases import Case, assert_near, make_case, window_entries
+from operator_calls import OPERATORS, call, operands
 from spatial_grouping_attention import Neighbourhood, functional
 from spatial_grouping_attention.backends import registered
+from spatial_grouping_attention.backends.tiled import tables
+from spatial_grouping_attention.geometry import remembered
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 # One axis with several tiles and a halo; several axes with one tile; groups beyond the input.
 GEOMETRIES = {
@@ -82,3 +89,78 @@ def test_compiled_whole_is_the_same_forward_and_backward(backend: str) -> None:
         results.append((out, up, *(leaves[name].grad for name in names)))
     for i, (eager, compiled) in enumerate(zip(*results, strict=True)):
         assert_near(compiled, eager, 1e-5, f"result {i}")
+
+
+SERVED = [(backend, window) for backend in ("reference", "tiled") for window in ("1-D", "2-D", "3-D")]
+SERVED += [("reference", "dense"), ("fused", "dense")]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(("backend", "window"), SERVED)
+@pytest.mark.parametrize("kind", ["fake", "meta"])
+def test_tensors_without_values_give_the_forms_of_results(kind: str, backend: str, window: str, operator: str) -> None:
+    """Shapes, dtypes and order in memory, forward and backward; and nothing fake is remembered."""
+    tables.runs_of.forget()
+    tables.tiling_of.forget()
+    case = make_case(GEOMETRIES[window], 20, 10, valid="some", valid_groups="some").to(torch.bfloat16)
+    mode = FakeTensorMode() if kind == "fake" else nullcontext()
+    empty = {
+        name: mode.from_tensor(x) if kind == "fake" else x.to("meta")
+        for name, x in vars(case).items()
+        if isinstance(x, torch.Tensor)
+    }
+    with mode:
+        formal = replace(case, **empty)
+        leaves = {name: x.detach().requires_grad_() for name, x in formal.leaves().items()}
+        results = call(operator, formal.with_leaves(leaves), backend)
+        torch.stack([x.float().sum() for x in results]).sum().backward()
+    for got, want in zip(results, call(operator, case, backend), strict=True):
+        assert (got.shape, got.dtype, got.stride()) == (want.shape, want.dtype, want.stride())
+    assert leaves["q"].grad.shape == case.q.shape
+
+
+def test_nothing_is_remembered_of_a_fake_mode() -> None:
+    @remembered(4)
+    def numbers(n: int) -> torch.Tensor:
+        return torch.arange(n)
+
+    with FakeTensorMode():
+        assert type(numbers(3)) is FakeTensor
+    assert numbers(3).tolist() == [0, 1, 2]
+    with FakeTensorMode():
+        assert type(numbers(3)) is FakeTensor
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("window", GEOMETRIES)
+def test_flop_counters_count_the_products_of_the_window(window: str, operator: str) -> None:
+    case = make_case(GEOMETRIES[window], 20, 10, heads=3, head_size=8, value_size=5, valid="some").to(torch.float32)
+    pairs = 200 if window == "dense" else (window_entries(GEOMETRIES[window]) >= 0).sum().item()
+    leaves = case.leaves()
+    with FlopCounterMode(display=False) as forward:
+        out = call(operator, case.with_leaves(leaves), "auto")[0]
+    assert forward.get_total_flops() == 2 * 2 * 3 * pairs * (8 + 5)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == 2 * 2 * 3 * pairs * (3 * 8 + 2 * 5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated
+@pytest.mark.parametrize(("head_size", "value_size"), [(8, 3), (3, 8), (4, 4)])
+@pytest.mark.parametrize("backend", ["fused", "tiled"])
+def test_compiled_for_any_size(backend: str, head_size: int, value_size: int) -> None:
+    """One graph for all numbers of samples, whichever channels are more."""
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    neighbourhood = GEOMETRIES["1-D"] if backend == "tiled" else None
+    for batch in (2, 3):
+        sizes = {"batch": batch, "head_size": head_size, "value_size": value_size}
+        case = make_case(neighbourhood, 20, 10, valid="some", **sizes).to(torch.float32)
+        results = []
+        for function in (step, compiled):
+            leaves = case.leaves()
+            out, up, total = function(case.with_leaves(leaves), backend)
+            total.backward()
+            results.append((out, up, *(leaves[name].grad for name in "qkv")))
+        for i, (eager, traced) in enumerate(zip(*results, strict=True)):
+            assert_near(traced, eager, 1e-5, f"result {i}")

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..geometry import Neighbourhood
 from .autograd import refuse_second_derivative, without_autocast
 from .engines import KEEPING, engine
+from .flops import announce
 from .operands import Operands, Pooled
 from .semantics import rows_like, scalars_like
 from .transforms import mapped, under_transform
@@ -28,6 +29,7 @@ _OP = "spatial_grouping_attention::"
 
 def assign(x: Operands, name: str) -> tuple[Tensor, Tensor]:
     """Values of the groups for every fine token, and the tokens' normalisers, by the engine of that name."""
+    announce()
     function = _assign_transformed if under_transform() else _assign
     out, lse = function(name, *_spread(x))
     return out.to(x.values.dtype), lse
@@ -35,6 +37,7 @@ def assign(x: Operands, name: str) -> tuple[Tensor, Tensor]:
 
 def pool(x: Operands, lse: Tensor | None, name: str) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
+    announce()
     function = _pool_transformed if under_transform() else _pool
     out, log_mass, own_lse, _ = function(name, *_spread(x), lse)
     return Pooled(out.to(x.values.dtype), log_mass, own_lse if lse is None else lse)

@@ -42,6 +42,16 @@ class Axis:
         """Whether every token sees every group."""
         return self.groups == 1 or (self.dilation == 1 and self.radius >= self.groups - 1)
 
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs of a fine index and a group that it sees."""
+        pairs = 0
+        for cell in range(self.groups):
+            start, stop = self.block(cell, cell)
+            before, after = cell // self.dilation, (self.groups - 1 - cell) // self.dilation
+            pairs += (stop - start) * (1 + min(before, self.radius) + min(after, self.radius))
+        return pairs
+
     def cell(self, index: int) -> int:
         """The group whose block owns a fine index; border blocks own what lies beyond them."""
         return min(max((index - self.offset) // self.stride, 0), self.groups - 1)

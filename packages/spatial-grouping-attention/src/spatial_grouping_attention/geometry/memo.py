@@ -22,7 +22,8 @@ class Remembered(Generic[P, R]):
     """A pure function of hashable arguments, and its last results.
 
     A compiler is shown the function itself: its sizes may be symbols, which must not be kept, and its graph holds
-    the result anyway. So is a function transform, which wraps the tensors made inside of it. Tensors among what is
+    the result anyway. So is a function transform, which wraps the tensors made inside of it, and a fake
+    tensor mode, whose tensors are of no use to anyone else. Tensors among what is
     kept are ordinary ones, whatever mode the first caller was in: autograd refuses to save those that are made in
     inference mode.
     """
@@ -35,7 +36,7 @@ class Remembered(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result."""
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch.compiler.is_compiling() or _tensors_are_special():
             return self._function(*args, **kwargs)
         return self._kept(*args, **kwargs)  # type: ignore[arg-type]
 
@@ -46,6 +47,12 @@ class Remembered(Generic[P, R]):
     def _outside_of_modes(self, *args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
             return self._function(*args, **kwargs)
+
+
+def _tensors_are_special() -> bool:
+    """Whether a function transform or a fake tensor mode is active."""
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return fake is not None or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def remembered(entries: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:

@@ -99,6 +99,11 @@ class Neighbourhood:
         return math.prod(self.output_shape)
 
     @property
+    def num_pairs(self) -> int:
+        """Number of pairs of a token and a group that it sees."""
+        return math.prod(axis.num_pairs for axis in self.axes)
+
+    @property
     def covers_all(self) -> bool:
         """Whether the window is so wide that every token sees every group."""
         return all(axis.covers_all for axis in self.axes)

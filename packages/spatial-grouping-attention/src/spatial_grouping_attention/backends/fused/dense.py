@@ -23,7 +23,7 @@ from . import flash
 def refusals(problem: Problem) -> list[str]:
     """Reasons why torch's kernels cannot serve a call; empty where they can."""
     reasons = []
-    if problem.device.type not in ("cpu", "cuda"):
+    if problem.device.type not in ("cpu", "cuda", "meta"):
         reasons.append(
             f"torch's attention kernels return their log-sum-exp on cpu and cuda only; got {problem.device.type}"
         )
