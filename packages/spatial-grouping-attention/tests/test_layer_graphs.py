@@ -6,7 +6,7 @@ import pytest
 import torch
 from grouping_cases import assert_near
 from layer_cases import VARIANTS, make_layer, tokens
-from spatial_grouping_attention import WindowedSelfAttention
+from spatial_grouping_attention import WindowedSelfAttention, compose
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 
@@ -125,3 +125,76 @@ def test_exported_layers_take_any_batch(variant: str) -> None:
         assert_near(got.x_out, want.x_out, 1e-5)
         assert_near(got.assignment.upsample(got.x_out), want.assignment.upsample(want.x_out), 1e-5)
         assert pytree.tree_structure(got) == pytree.tree_structure(want)
+
+
+class Segments(torch.nn.Module):
+    """Two stages, and all that can be read from labels."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.first, self.second = (make_layer(variant, iters=1, seed=seed) for seed in (0, 3))
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        fine = self.first(x, 1.0, SHAPE, valid=valid)
+        coarse = self.second(fine.x_out, input_grid=fine.grid, valid=fine.valid)
+        members, chain = fine.assignment, compose([fine.assignment, coarse.assignment])
+        return {
+            "labels": members.labels(),
+            "heads": members.labels(per_head=True),
+            "chain": chain.labels(),
+            "nested": chain.labels(nested=True),
+            "unused": members.usage().unused,
+            "borders": members.boundaries(),
+            "up": chain.upsample(coarse.x_out, hard=True),
+            "down": members.pool(x, hard=True, per_head=True),
+        }
+
+
+def assert_segments(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    for name, value in want.items():
+        assert got[name].dtype == value.dtype, name
+        assert_near(got[name].double(), value.double(), 1e-5, name)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_labels_are_in_the_graph(variant: str, padded: bool) -> None:
+    torch._dynamo.reset()
+    model = Segments(variant)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = (tokens(SHAPE), some_valid(2))[: 1 + padded]
+    assert_segments(compiled(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exported_labels_take_any_batch(variant: str, padded: bool) -> None:
+    model = Segments(variant)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    inputs = (tokens(SHAPE), some_valid(2))[: 1 + padded]
+    program = torch.export.export(model, inputs, dynamic_shapes=(batch,) * len(inputs))
+    for size in (1, 5):
+        inputs = (tokens(SHAPE, batch=size), some_valid(size))[: 1 + padded]
+        assert_segments(program.module()(*inputs), model(*inputs))
+
+
+def some_valid(batch: int) -> torch.Tensor:
+    return torch.rand(batch, *SHAPE, generator=torch.Generator().manual_seed(batch)) < 0.7
+
+
+def test_labels_are_registered_operators() -> None:
+    """With shapes for tracing that are those of the results."""
+    for variant in VARIANTS:
+        members = make_layer(variant, relative_bias=variant == "sparse")(tokens(SHAPE), 1.0, SHAPE).assignment.detach()
+        if variant == "deformable":
+            operator, given = (
+                torch.ops.spatial_grouping_attention.labels_of_points,
+                (members.log_shares, members.points),
+            )
+            given = (*given, None, list(members.output_shape))
+        else:
+            operator, geometry = torch.ops.spatial_grouping_attention.labels, members.neighbourhood.integers()
+            given = (members.q, members.k, members.bias, None, None, geometry, members.scale)
+        for per_head in (False, True):
+            torch.library.opcheck(operator, (*given, per_head))
+            assert torch.equal(operator(*given, per_head), members.labels(per_head=per_head))

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from layer_cases import make_layer, tokens
-from spatial_grouping_attention import Assignment
+from spatial_grouping_attention import Assignment, compose, plotting
 from spatial_grouping_attention.plotting import plot_groups
 
 
@@ -48,6 +48,20 @@ def test_one_panel_for_the_image_and_one_per_stage(
     arrays = [panel.get_images()[0].get_array() for panel in panels]
     assert len({array.shape for array in arrays}) == 1
     assert all((array.sum(-1) == 0).any() for array in arrays[1:])
+
+
+@pytest.mark.parametrize("nested", [{}, {"nested": False}, {"nested": True}], ids=str)
+def test_segments_are_the_labels_of_the_chain(nested: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    monkeypatch.setattr(plotting, "PANEL_PIXELS", 18)  # a pixel a token
+    assignments = stages((16, 18))
+    figure = plot_groups(1 + torch.rand(16, 18), assignments, **nested)
+    borders = [compose(assignments[:n]).boundaries(**nested)[0] for n in (1, 2)]
+    for panel, want in zip(figure.get_axes()[1:], borders, strict=True):
+        drawn = torch.from_numpy(panel.get_images()[0].get_array().data).sum(-1) == 0
+        assert torch.equal(drawn, want)
+    other = compose(assignments).boundaries(nested=not nested.get("nested", False))[0]
+    assert not torch.equal(borders[1], other)
 
 
 def test_images_of_another_kind_are_refused() -> None:
