@@ -107,6 +107,25 @@ def test_positions(feature: str, interleaved: bool, device: str) -> None:
         assert_near(one, other, 1e-5, f"gradient to {name}")
 
 
+@everywhere
+@pytest.mark.parametrize("feature", ["prefix tokens", "part of the heads"])
+def test_many_gradients_at_once_are_those_one_by_one(feature: str, device: str) -> None:
+    leaves = [x.requires_grad_() for x in operands(**FEATURES[feature], device=device)]
+    q, k, coordinates, freqs = leaves
+    by_position = kernels.rotate_positions(
+        q, k, coordinates, freqs, num_prefix_tokens=q.shape[2] - coordinates.shape[-2]
+    )
+    angles = torch.randn(q.shape[-2], q.shape[-1] // 2, device=device, requires_grad=True)
+    by_angle = kernels.rotate(q, angles.cos(), angles.sin())
+    for outs, inputs in ((by_position, leaves), (by_angle, (q, angles)), (by_position[:1], (q,))):
+        outs = (outs,) if isinstance(outs, Tensor) else outs
+        weights = [torch.randn(3, *out.shape, device=device) for out in outs]
+        one_by_one = [torch.autograd.grad(outs, inputs, each, retain_graph=True) for each in zip(*weights, strict=True)]
+        batched = torch.autograd.grad(outs, inputs, weights, retain_graph=True, is_grads_batched=True)
+        for got, want in zip(batched, zip(*one_by_one, strict=True), strict=True):
+            assert_near(got, torch.stack(want), 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @everywhere
 def test_half_types(dtype: torch.dtype, device: str) -> None:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .embedding import RotarySpatialEmbedding
 from .keywords import spell_out_rotary_keywords
 from .masks import emptied, hide_keys
 from .packed import is_nested
 from .positions import Coordinates, Shape, Spacing, Where, valid_tokens, where_of_keys
+from .rotation import is_forward_mode
 from .validation import (
     require_flag,
     require_floating,
@@ -335,11 +337,19 @@ def attend(
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     q, k, v = (torch.unflatten(t, -1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     if k_valid is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, **sdpa)
+        out = _softmax_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, **sdpa)
     else:
         mask, sees = hide_keys(k_valid, attn_mask, is_causal, q.shape[2])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **sdpa).masked_fill(~sees, 0)
+        out = _softmax_attention(q, k, v, attn_mask=mask, **sdpa).masked_fill(~sees, 0)
     return out.transpose(1, 2).flatten(2)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, **sdpa: Any) -> Tensor:
+    """Torch's attention; by its plain form for forward-mode derivatives, which its fused kernels do not have."""
+    if is_forward_mode():
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, **sdpa)
+    return F.scaled_dot_product_attention(q, k, v, **sdpa)
 
 
 def _require_features(dim: int, **features: Tensor) -> None:

@@ -18,7 +18,7 @@ from .angles import angles_of_tokens
 from .kernels.agreement import check_rotation
 from .kernels.selfcheck import SelfCheck
 from .layouts import Heads, back_in_layout, heads_in_front
-from .rotation import require_angle_shape, rotate_eager, rotate_plain
+from .rotation import is_forward_mode, require_angle_shape, rotate_eager, rotate_plain
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter))
 
@@ -108,7 +108,7 @@ def _are_ordinary(*tensors: Tensor) -> bool:
 
 def _is_transformed() -> bool:
     """Whether a function transform or a forward-mode derivative is under way."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return torch._C._functorch.peek_interpreter_stack() is not None or is_forward_mode()
 
 
 # Found while torch's compiler traces, and a constant to it.

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .validation import require_floating
@@ -35,18 +34,34 @@ def work_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def is_forward_mode() -> bool:
+    """Whether a forward-mode derivative is under way."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+# Found while torch's compiler traces, and a constant to it.
+is_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether x stands for several tensors, in either of torch's two vmaps."""
+    return torch._C._functorch.is_legacy_batchedtensor(x) or torch._C._functorch.is_batchedtensor(x)
+
+
 def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate the leading pairs of channels out of place, in real arithmetic."""
     channels = 2 * cos.shape[-1]
     dtype = work_dtype(x, cos)
-    turned, rest = x[..., :channels].to(dtype), x[..., channels:]
+    # Narrowed and reshaped, not indexed, unflattened and flattened: torch's older vmap has no rules for these (an
+    # index that is the whole range makes an alias).
+    turned, rest = x.narrow(-1, 0, channels).to(dtype), x[..., channels:]
     cos, sin = cos.to(dtype), sin.to(dtype)
     if interleaved:
-        first, second = torch.unflatten(turned, -1, (-1, 2)).unbind(-1)
+        first, second = turned.reshape(*turned.shape[:-1], cos.shape[-1], 2).unbind(-1)
     else:
         first, second = turned.chunk(2, dim=-1)
     parts = (first * cos - second * sin, first * sin + second * cos)
-    joined = torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
+    joined = torch.stack(parts, dim=-1).reshape(turned.shape) if interleaved else torch.cat(parts, dim=-1)
     joined = joined.to(x.dtype)
     return torch.cat((joined, rest), dim=-1) if rest.shape[-1] else joined
 
@@ -104,7 +119,6 @@ class Rotation(torch.autograd.Function):
         ctx.interleaved = interleaved
         ctx.angles_need_grad = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.save_for_backward(x if ctx.angles_need_grad else None, cos, sin)
-        ctx.save_for_forward(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -114,22 +128,11 @@ class Rotation(torch.autograd.Function):
         grad_x = rotate_eager(grad, cos, -sin, ctx.interleaved) if ctx.needs_input_grad[0] else None
         if not ctx.angles_need_grad:
             return grad_x, None, None, None
-        # With create_graph the reduction must itself be differentiable, which writing into buffers is not.
-        reduce = reduce_plain if torch.is_grad_enabled() else _reduce_blocks
+        # With create_graph the reduction must itself be differentiable, which writing into buffers is not; nor can
+        # several gradients at once be written into buffers for one.
+        reduce = reduce_plain if torch.is_grad_enabled() or is_batched(grad) else _reduce_blocks
         grad_cos, grad_sin = reduce(grad, x, cos, ctx.interleaved)
         return grad_x, grad_cos, grad_sin, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        """Forward-mode derivative, by bilinearity."""
-        x_t, cos_t, sin_t, _ = tangents
-        x, cos, sin = ctx.saved_tensors
-        total = torch.zeros_like(x) if x_t is None else rotate_plain(x_t, cos, sin, ctx.interleaved)
-        cos_t = torch.zeros_like(cos) if cos_t is None else cos_t
-        sin_t = torch.zeros_like(sin) if sin_t is None else sin_t
-        channels = 2 * cos.shape[-1]
-        turned = rotate_plain(x[..., :channels], cos_t, sin_t, ctx.interleaved)
-        return total + F.pad(turned, (0, x.shape[-1] - channels))
 
     @staticmethod
     def vmap(
@@ -143,6 +146,10 @@ class Rotation(torch.autograd.Function):
 
 def rotate_eager(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate x by angles whose shape broadcasts to ``(*x.shape[:-1], planes)``."""
+    # Forward-mode derivatives, and the older vmap inside of torch.autograd (``vectorize=True``,
+    # ``is_grads_batched=True``), which knows no functions of ours, see through ordinary operations.
+    if is_forward_mode() or any(map(torch._C._functorch.is_legacy_batchedtensor, (x, cos, sin))):
+        return rotate_plain(x, cos, sin, interleaved)
     out: Tensor = Rotation.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
     return out
 

@@ -1,7 +1,7 @@
 """The kernels as operators of torch: shapes for tracing, and gradients.
 
-First gradients come from a kernel. Where somebody will differentiate them again (``create_graph=True``) they come from
-the plain form instead, through which autograd sees.
+First gradients come from a kernel. Where somebody will differentiate them again (``create_graph=True``), or asks for
+several at once (``is_grads_batched=True``), they come from the plain form instead, through which torch sees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rotation import reduce_plain, rotate_plain
+from ..rotation import is_batched, reduce_plain, rotate_plain
 from .plain import rotate_by_positions
 
 
@@ -182,7 +182,7 @@ def _save_rotate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_rotate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, cos, sin = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_batched(grad):
         dx = rotate_plain(grad, cos, -sin, ctx.interleaved)
         return dx, *(reduce_plain(grad, x, cos, ctx.interleaved) if ctx.angles_need_grad else (None, None)), None
     dx, dcos, dsin = rotate_backward(x, cos, sin, ctx.interleaved, grad)
@@ -202,7 +202,7 @@ def _save_positions(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _differentiate_positions(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
     q, k, coordinates, freqs = ctx.saved_tensors
     grads = grad_q, grad_k if ctx.with_k else None
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_batched(grad_q) or is_batched(grad_k):
         differentiate = _differentiate_plain_form if any(ctx.needs) else _turn_back_plainly
         return *differentiate((q, k), coordinates, freqs, ctx.prefix, ctx.interleaved, grads), None, None
     dq, dk, dcoordinates, dfreqs = rotate_positions_backward(
@@ -236,13 +236,15 @@ def _differentiate_plain_form(
 
     They are partial derivatives: of aliases, behind which one operand may depend on another.
     """
-    places, waves = coordinates.view_as(coordinates), freqs.view_as(freqs)
-    alias = [None if x is None else x.view_as(x) for x in features]
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        places, waves = coordinates.view_as(coordinates), freqs.view_as(freqs)
+        alias = [None if x is None else x.view_as(x) for x in features]
+        pairs = [(x, g) for x, g in zip(alias, grads, strict=True) if x is not None and g is not None]
+        turned = [rotate_by_positions(x, places, waves, prefix, interleaved) for x, _ in pairs]
     operands = (*alias, places, waves)
-    pairs = [(x, g) for x, g in zip(alias, grads, strict=True) if x is not None and g is not None]
-    turned = [rotate_by_positions(x, places, waves, prefix, interleaved) for x, _ in pairs]
     wanted = [x for x in operands if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(turned, wanted, [g for _, g in pairs], create_graph=True))
+    found = iter(torch.autograd.grad(turned, wanted, [g for _, g in pairs], create_graph=again))
     return tuple(next(found) if x is not None and x.requires_grad else None for x in operands)
 
 
