@@ -372,6 +372,62 @@ def test_outputs_survive_generic_container_code(variant: str, dataclasses_first:
         GroupingOutput({"x_out": output.x_out})
 
 
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # torch calls what it has deprecated
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_layers_can_be_transformed(variant: str, padded: bool) -> None:
+    """By torch.func, and by the functions of torch.autograd that map over gradients."""
+    layer = make_layer(variant, relative_bias=variant != "dense", iters=1).double()
+    x = tokens(SHAPE).double().requires_grad_()
+    valid = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3)) < 0.8 if padded else None
+    weights = torch.randn(2, 2, 15, 8, dtype=torch.float64)
+
+    def output(x: torch.Tensor) -> GroupingOutput:
+        return layer(x, 1.0, SHAPE, valid=valid)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (output(x).x_out * weights[0]).sum() + output(x).assignment.upsample(weights[1]).square().sum()
+
+    def of_one(x: torch.Tensor) -> torch.Tensor:
+        real = None if valid is None else valid[:1]
+        return layer(x[None], 1.0, SHAPE, valid=real).x_out[0]
+
+    (want,) = torch.autograd.grad(loss(x), x)
+    given, direction = x.detach(), torch.randn_like(x)
+    assert_near(torch.func.grad(loss)(given), want, 1e-9)
+    assert_near(torch.func.jvp(loss, (given,), (direction,))[1], (want * direction).sum(), 1e-9)
+    mapped = torch.func.vmap(of_one)(given)
+    assert_near(mapped, torch.stack([of_one(sample) for sample in given]), 1e-9)
+    each = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (output(x).x_out * weights).sum((1, 2, 3))]
+    (batched,) = torch.autograd.grad(output(x).x_out, x, weights, is_grads_batched=True)
+    assert_near(batched, torch.stack(each), 1e-9)
+    jacobian = torch.func.jacrev(lambda sample: of_one(sample)[:1])(given[0])
+    assert_near(
+        torch.autograd.functional.jacobian(lambda sample: of_one(sample)[:1], given[0], vectorize=True), jacobian, 1e-9
+    )
+    parameters = dict(layer.named_parameters())
+
+    def of_parameters(parameters: dict[str, torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, parameters, (sample[None], 1.0, SHAPE)).x_out.sin().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(of_parameters), (None, 0))(parameters, given)
+    for i, sample in enumerate(given):
+        layer.zero_grad()
+        of_parameters(parameters, sample).backward()
+        for name, gradients in per_sample.items():
+            alone = parameters[name].grad
+            assert_near(gradients[i], torch.zeros_like(gradients[i]) if alone is None else alone, 1e-9, name)
+
+    def labels(sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        members = layer(sample[None], 1.0, SHAPE).assignment
+        return members.labels()[0], members.labels(per_head=True)[0]
+
+    members = layer(given, 1.0, SHAPE).assignment
+    got = torch.func.vmap(labels)(given)
+    assert torch.equal(got[0], members.labels())
+    assert torch.equal(got[1], members.labels(per_head=True))
+
+
 def reloaded(data: object) -> object:
     """Saved and loaded with torch's defaults."""
     file = io.BytesIO()

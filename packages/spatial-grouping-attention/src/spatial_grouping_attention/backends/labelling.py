@@ -5,6 +5,9 @@ Registered with ``torch.library`` as the operators are, so that a compiler takes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,6 +69,22 @@ def _labels(
 def _(q, k, bias, valid, valid_groups, geometry, scale, per_head):  # type: ignore[no-untyped-def]
     batch, heads, tokens = k.shape[:3]
     return k.new_empty((batch, heads, tokens) if per_head else (batch, tokens), dtype=torch.long)
+
+
+def one_by_one(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """The rule by which ``torch.vmap`` maps an operator that makes labels, which are cheap beside groups."""
+
+    def mapped(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        def call(i: int) -> Tensor:
+            each = zip(args, in_dims, strict=True)
+            return operator(*(x.select(dim, i) if isinstance(x, Tensor) and dim is not None else x for x, dim in each))
+
+        return torch.stack([call(i) for i in range(info.batch_size)]), 0
+
+    return mapped
+
+
+_labels.register_vmap(one_by_one(_labels))
 
 
 def _head(x: Operands, head: int) -> Operands:

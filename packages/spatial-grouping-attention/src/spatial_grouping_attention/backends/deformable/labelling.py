@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import as_given, without_autocast
+from ..labelling import one_by_one
 from ..semantics import most_likely
 from .interpolation import Lattice, corners, lattice
 
@@ -57,6 +58,9 @@ def _labels(
 def _(log_shares, places, valid_groups, output_shape, per_head):  # type: ignore[no-untyped-def]
     batch, heads, tokens = log_shares.shape[:3]
     return log_shares.new_empty((batch, heads, tokens) if per_head else (batch, tokens), dtype=torch.long)
+
+
+_labels.register_vmap(one_by_one(_labels))
 
 
 def _memberships(log_shares: Tensor, places: Tensor, groups: Lattice, per_head: bool) -> Tensor:

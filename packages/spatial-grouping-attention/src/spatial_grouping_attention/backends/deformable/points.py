@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..autograd import without_autocast
 from ..semantics import LOWEST
+from ..transforms import forward_mode, under_transform
 from .interpolation import Lattice, corners, interpolate, touches, with_gradient_of
 
 
@@ -182,7 +183,7 @@ def _parts(per_point: Tensor) -> tuple[Tensor, ...]:
 
 def _recomputed(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     """Call a function, keeping only its operands for the backward pass."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or under_transform() or forward_mode():
         return function(*operands)
     result: Tensor = checkpoint(function, *operands, use_reentrant=False, preserve_rng_state=False)
     return result
