@@ -12,6 +12,7 @@ ORDER = (
     "plotting",
     "blocks",
     "attention",
+    "softmax",
     "masks",
     "keywords",
     "embedding",

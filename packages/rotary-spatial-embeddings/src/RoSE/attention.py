@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .embedding import RotarySpatialEmbedding
 from .keywords import spell_out_rotary_keywords
-from .masks import emptied, hide_keys
+from .masks import emptied, require_attn_mask
 from .packed import is_nested
 from .positions import Coordinates, Shape, Spacing, Where, valid_tokens, where_of_keys
-from .rotation import is_forward_mode
+from .softmax import attend
 from .validation import (
     require_flag,
     require_floating,
@@ -119,6 +117,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
         _require_features(self.rotary.dim, q=q, k=k)
+        _require_one_dtype(q=q, k=k)
         self._require_affordable(q, k)
         valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
         q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
@@ -161,7 +160,9 @@ class RoSEMultiHeadCrossAttention(nn.Module):
             k_num_prefix_tokens: The same for k, when it differs.
             valid: Which queries are real, as :meth:`forward`.
             k_valid: Which keys are real; the others are hidden.
-            attn_mask: As in ``torch.nn.functional.scaled_dot_product_attention``.
+            attn_mask: Boolean (true where a query sees a key) or floating (added to scores): (queries, keys), or
+                (batch, heads, queries, keys) in which any size may be 1. Two dimensions are refused where there are as
+                many queries as samples.
             dropout_p: Probability of dropping an attention weight, in [0, 1).
 
         Returns:
@@ -176,6 +177,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
         _require_features(self.rotary.dim, q=q, k=k)
         require_floating("v", v)
+        _require_one_dtype(q=q, k=k, v=v)
         heads = self.rotary.num_heads
         if v.dim() != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] % heads:
             raise ValueError(
@@ -183,6 +185,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
                 f"batch and tokens; got v {tuple(v.shape)} for k {tuple(k.shape)}"
             )
         require_probability("dropout_p", dropout_p)
+        require_attn_mask(attn_mask, q.shape[0], heads, q.shape[1], k.shape[1])
         valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
         v = emptied(v, k_valid)
         q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
@@ -284,7 +287,9 @@ class RoSEMultiHeadAttention(nn.Module):
                 tokens; also which of the context, where that has no positions of its own. The others are seen by
                 nobody and come out as 0.
             k_valid: Which tokens of the context are real.
-            attn_mask: As in ``scaled_dot_product_attention``.
+            attn_mask: Boolean (true where a query sees a key) or floating (added to scores): (queries, keys), or
+                (batch, heads, queries, keys) in which any size may be 1. Two dimensions are refused where there are as
+                many queries as samples.
             is_causal: Let tokens see only tokens that are not behind them in the sequence.
 
         Returns:
@@ -300,6 +305,10 @@ class RoSEMultiHeadAttention(nn.Module):
         for name, tensor, channels in (("x", x, self.rotary.dim), ("context", context, self.context_dim)):
             require_floating(name, tensor)
             require_sizes(name, tensor, "batch tokens channels", channels=channels, batch=x.shape[0])
+        if is_nested(x) or is_nested(context):
+            _require_both_nested(x, context, attn_mask)
+        else:
+            require_attn_mask(attn_mask, x.shape[0], self.rotary.num_heads, x.shape[1], context.shape[1])
         valid, k_valid = _require_valid(x, context, where, k_where, valid, k_valid)
         q = self.q_proj(emptied(x, valid))
         k, v = self.kv_proj(emptied(context, k_valid)).chunk(2, dim=-1)
@@ -321,43 +330,31 @@ def rotated(
     return both
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    *,
-    k_valid: Tensor | None = None,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    **sdpa: Any,
-) -> Tensor:
-    """Attention of ``(batch, tokens, channels)`` tensors through torch's fused kernels; 0 where no key is valid."""
-    if q.is_nested:  # whose kernels want every argument contiguous; v is a slice of a projection
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    q, k, v = (torch.unflatten(t, -1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    if k_valid is None:
-        out = _softmax_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, **sdpa)
-    else:
-        mask, sees = hide_keys(k_valid, attn_mask, is_causal, q.shape[2])
-        out = _softmax_attention(q, k, v, attn_mask=mask, **sdpa).masked_fill(~sees, 0)
-    return out.transpose(1, 2).flatten(2)
-
-
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, **sdpa: Any) -> Tensor:
-    """Torch's attention; by its plain form for forward-mode derivatives, which its fused kernels do not have."""
-    if is_forward_mode():
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v, **sdpa)
-    return F.scaled_dot_product_attention(q, k, v, **sdpa)
-
-
 def _require_features(dim: int, **features: Tensor) -> None:
     batch = None
     for name, tensor in features.items():
         require_floating(name, tensor)
         batch = tensor.shape[0] if batch is None and tensor.dim() else batch
         require_sizes(name, tensor, "batch tokens dim", dim=dim, **({} if batch is None else {"batch": batch}))
+
+
+def _require_one_dtype(**features: Tensor) -> None:
+    """Refuse features that meet in one product and have different types; autocast would make them one."""
+    first, x = next(iter(features.items()))
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return
+    for name, tensor in features.items():
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of {first}, {x.dtype}; got {tensor.dtype}")
+
+
+def _require_both_nested(x: Tensor, context: Tensor, attn_mask: Tensor | None) -> None:
+    if not (is_nested(x) and is_nested(context)):
+        nested = "x" if is_nested(x) else "context"
+        raise ValueError(f"x and context must both be nested, or neither; got only {nested}")
+    if attn_mask is not None:
+        raise ValueError("attn_mask must be None for nested features; got a mask")
 
 
 def _require_valid(

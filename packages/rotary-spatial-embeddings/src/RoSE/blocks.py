@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .attention import attend, rotated
+from .attention import rotated
 from .embedding import RotarySpatialEmbedding
 from .grid import Grid
 from .keywords import spell_out_rotary_keywords
 from .masks import emptied
 from .positions import Where, as_grid, require_coordinates, valid_tokens
+from .softmax import attend
 from .validation import (
     require_callable,
     require_flag,
@@ -288,3 +289,5 @@ def _require_parts(parts: list[Tensor], dim: int) -> None:
                 f"x[{index}] must be (batch, tokens, {dim}) with the batch size of x[0]; "
                 f"got {tuple(part.shape)} beside {tuple(parts[0].shape)}"
             )
+        if part.dtype != parts[0].dtype:
+            raise TypeError(f"x[{index}] must have the dtype of x[0], {parts[0].dtype}; got {part.dtype}")

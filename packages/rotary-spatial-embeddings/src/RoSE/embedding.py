@@ -243,7 +243,7 @@ class RotarySpatialEmbedding(WideModule):
         """Rotate features that share their positions; angles are computed once."""
         x = next(iter(features.values()))
         if is_nested(x):
-            require_jagged(x, where.coordinates, layout, where.num_prefix_tokens)
+            require_jagged(x, where.coordinates, where.spacing, layout, where.num_prefix_tokens)
             row = jagged(x).values().unsqueeze(0)
             flat = jagged(where.coordinates).values() if is_nested(where.coordinates) else where.coordinates
             (turned,) = self._rotated({"x": row}, where._replace(coordinates=flat), layout)

@@ -9,6 +9,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .validation import FLOATING_DTYPES, require_tensor
+
+
+def require_attn_mask(attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int) -> None:
+    """Check a mask of an attention, whose sizes torch would broadcast from the right, whatever they mean.
+
+    Raises:
+        TypeError: Neither boolean nor floating.
+        ValueError: Another shape than (queries, keys) or (batch or 1, heads or 1, queries or 1, keys or 1), or two
+            dimensions of which the first is as large as the batch: it could be either.
+    """
+    if attn_mask is None:
+        return
+    require_tensor("attn_mask", attn_mask)
+    if attn_mask.dtype not in (torch.bool, *FLOATING_DTYPES):
+        raise TypeError(
+            f"attn_mask must be boolean (true where a query sees a key) or floating (added to scores); "
+            f"got {attn_mask.dtype}"
+        )
+    shape = tuple(attn_mask.shape)
+    rule = (
+        f"(queries, keys) or, with any size possibly 1, (batch, heads, queries, keys) = {(batch, heads, queries, keys)}"
+    )
+    way_out = "which keys are real is said by k_valid=, (batch, keys)"
+    if len(shape) == 4:
+        if any(n not in (1, whole) for n, whole in zip(shape, (batch, heads, queries, keys), strict=True)):
+            raise ValueError(f"attn_mask must have shape {rule}; got {shape}")
+    elif shape != (queries, keys):
+        raise ValueError(f"attn_mask must have shape {rule}; got {shape}; {way_out}")
+    # Not where a batch is still to be any: an exporter would take the question for a promise.
+    elif not torch.compiler.is_exporting() and batch == queries > 1:
+        raise ValueError(
+            f"attn_mask must have 4 dimensions where there are as many queries as samples, because two could be "
+            f"(queries, keys) or (batch, keys); got {shape}: give attn_mask[None, None], or {way_out}"
+        )
+
 
 def emptied(x: Tensor, valid: Tensor | None) -> Tensor:
     """``(batch, tokens, channels)`` with zeros, value and gradient, at tokens that are not real."""

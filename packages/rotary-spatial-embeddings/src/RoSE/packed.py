@@ -15,7 +15,7 @@ def is_nested(x: object) -> bool:
     return isinstance(x, Tensor) and x.is_nested
 
 
-def require_jagged(x: Tensor, coordinates: object, layout: str, num_prefix_tokens: int) -> None:
+def require_jagged(x: Tensor, coordinates: object, spacing: object, layout: str, num_prefix_tokens: int) -> None:
     """Check nested features and what says where they are, before their values are touched."""
     require_floating("x", x)
     if x.layout != torch.jagged or layout == "bhnd" or jagged(x)._ragged_idx != 1:
@@ -27,6 +27,16 @@ def require_jagged(x: Tensor, coordinates: object, layout: str, num_prefix_token
         raise ValueError(f"num_prefix_tokens must be 0 for nested features; got {num_prefix_tokens}")
     if not isinstance(coordinates, Tensor):
         raise TypeError(f"coordinates must be a tensor for nested features; got {type(coordinates).__name__}")
+    if isinstance(spacing, Tensor) and spacing.dim() > 1:
+        raise ValueError(
+            "spacing must be one for all sequences of nested features, a number or one per axis; got a tensor "
+            f"{tuple(spacing.shape)}"
+        )
+    if not coordinates.is_nested and coordinates.dim() != 2:
+        raise ValueError(
+            "coordinates must have shape (tokens of all sequences, spatial_dims) for nested features, or be nested; "
+            f"got {tuple(coordinates.shape)}"
+        )
     if coordinates.is_nested and not torch.equal(jagged(coordinates).offsets(), jagged(x).offsets()):
         raise ValueError(
             "coordinates must have the sequence lengths of the nested features; got offsets "
