@@ -15,7 +15,8 @@ import pytest
 import torch
 from grouping_cases import assert_near
 from spatial_grouping_attention import Neighbourhood
-from spatial_grouping_attention.backends import Operands, Problem, natten, reference
+from spatial_grouping_attention.backends import Backend, Operands, Problem, natten, reference
+from spatial_grouping_attention.backends.selection import refusals
 from torch import Tensor
 
 
@@ -99,6 +100,41 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
     for want, got in zip(*results, strict=True):
         # The padding is hidden by a finite logit, exp(-1e4) = 0 in any dtype.
         assert_near(got, want, 1e-10)
+
+
+@pytest.mark.parametrize("operator", ["group", "assign"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("emulator")
+def test_values_that_are_alike_leave_gradients_exact(operator: str, dtype: torch.dtype) -> None:
+    """What groups look like once they are segments; here averages are quotients of what a kernel returns."""
+    seen = Neighbourhood((20,), (10,), 2, 3, 1, 3)
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, 2, n, 16).to(dtype) for n in (10, 20))
+    values = (5.0 + 0.1 * torch.randn(2, 2, 10 if operator == "assign" else 20, 16)).to(dtype)
+    arriving = torch.randn(2, 2, 20 if operator == "assign" else 10, 16).to(dtype)
+    gradients = []
+    for module, kind in ((natten, dtype), (reference, torch.float64)):
+        leaves = [x.to(kind).requires_grad_() for x in (q, k, values)]
+        operands = Operands(*leaves, seen, 0.25)
+        out = module.assign(operands)[0] if operator == "assign" else module.pool(operands, None).out
+        assert out.dtype == kind
+        gradients.append(torch.autograd.grad(out, leaves, arriving.to(kind)))
+    for got, want in zip(*gradients, strict=True):
+        assert (got.double() - want).norm() < 1e-2 * want.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # in forward mode torch calls what is deprecated
+def test_function_transforms_and_forward_mode_are_refused_by_name() -> None:
+    asked = problem(CASES[0])
+
+    def f(x: Tensor) -> Tensor:
+        reasons.extend(refusals(Backend.NATTEN, asked))
+        return x.sum()
+
+    for transform, words in ((torch.func.grad, "function transforms"), (torch.func.jacfwd, "forward-mode")):
+        reasons: list[str] = []
+        transform(f)(torch.ones(2))
+        assert any(words in reason for reason in reasons)
 
 
 def test_border_cells_larger_than_the_stride_are_refused() -> None:

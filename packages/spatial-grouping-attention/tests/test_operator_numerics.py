@@ -18,6 +18,7 @@ from grouping_cases import (
 )
 from operator_calls import OPERATORS, call
 from spatial_grouping_attention import Neighbourhood
+from spatial_grouping_attention.backends.fused import dense
 from torch import Tensor
 
 WINDOW, EVERYTHING = Neighbourhood((21,), (11,), 2, 3, 1, 3), Neighbourhood((21,), (11,), 2, 3, 1, 21)
@@ -61,6 +62,19 @@ def test_values_that_are_alike_leave_gradients_exact(backend: str, operator: str
         case = replace(case, v=5.0 + 0.1 * case.v, u=5.0 + 0.1 * case.u).to(dtype)
         errors = relative_errors(operator, case, backend)
         assert max(errors.values()) < (1e-2 if dtype != torch.float32 else 1e-4), errors
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_of_half_types_are_given_values_around_zero(
+    operator: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: there what the kernels return is rounded before anyone can save it."""
+    monkeypatch.setattr(dense, "_widen", lambda x: x)
+    case = with_likely_normalisers(make_case(EVERYTHING, head_size=16, value_size=16))
+    case = replace(case, v=5.0 + 0.1 * case.v, u=5.0 + 0.1 * case.u).to(dtype)
+    errors = relative_errors(operator, case, "fused")
+    assert max(errors.values()) < 1e-2, errors
 
 
 @pytest.mark.parametrize("inside", [False, True])

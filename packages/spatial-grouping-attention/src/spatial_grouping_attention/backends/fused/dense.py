@@ -38,9 +38,9 @@ def refusals(problem: Problem) -> list[str]:
 
 def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """``A u`` and the tokens' normalisers."""
-    q, k, u = _widen(x.q), _widen(x.k), _widen(x.values)
+    q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
     out, lse = flash.attention(k, q, u, x.scale, _group_bias(x))
-    nobody = _nobody(x)
+    out, nobody = _moved(out, centre), _nobody(x)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
     return _into(rows_like(x.values, *out.shape[2:]), out), _into(scalars_like(x.k), lse)
@@ -48,15 +48,15 @@ def assign(x: Operands) -> tuple[Tensor, Tensor]:
 
 def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """Gradients of :func:`assign`; a normaliser of +inf makes all memberships of its token 0."""
-    q, k, u = _widen(x.q), _widen(x.k), _widen(x.values)
-    grad_out, out = grad_out.to(u.dtype), out.to(u.dtype)
+    q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
+    grad_out, out = grad_out.to(u.dtype), _moved(out, centre, -1).to(u.dtype)
     dk, dq, du, _ = flash.attention_backward(grad_out, grad_lse, k, q, u, out, lse, x.scale, _group_bias(x))
     return _gradients(x, dq, dk, du, None)
 
 
 def pool(x: Operands, lse: Tensor | None) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
-    q, k, v = _widen(x.q), _widen(x.k), _widen(x.values)
+    q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
     nobody, may_be_empty, expected_q = _nobody(x), lse is not None, None
     if lse is None:
         expected_q, own = flash.attention(k, q, q, x.scale, _group_bias(x))
@@ -64,6 +64,7 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     if nobody is not None:
         lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
     out, log_mass = flash.attention(q, k, v, x.scale, _key_bias(lse))
+    out = _moved(out, centre)
     if may_be_empty:
         # Where no token of the sample takes part, the kernel averages over all that do not.
         empty = log_mass < LOWEST / 2
@@ -78,8 +79,8 @@ def pool_backward(
     x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor | None, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of :func:`pool`; ``grad_lse`` given means that lse is the logits' own normaliser."""
-    q, k, v = _widen(x.q), _widen(x.k), _widen(x.values)
-    grad_out, out, key_bias = grad_out.to(v.dtype), pooled.out.to(v.dtype), _key_bias(pooled.lse)
+    q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
+    grad_out, out, key_bias = grad_out.to(v.dtype), _moved(pooled.out, centre, -1).to(v.dtype), _key_bias(pooled.lse)
     # A mass of +inf makes all shares in its group 0: an empty group has no members to send anything to.
     log_mass = pooled.log_mass.masked_fill(pooled.log_mass == -torch.inf, torch.inf)
     mass, channels = pooled.log_mass.exp()[..., None], v.shape[-1]
@@ -139,3 +140,20 @@ def _group_bias(x: Operands) -> Tensor | None:
 def _widen(x: Tensor) -> Tensor:
     """On a CPU half types are computed in float32: as fast there, and exact to it."""
     return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _centred(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Values for a kernel, and what must be added to their averages.
+
+    A kernel for half types rounds its averages and subtracts products with them from products with the values. That
+    leaves most where both are small; averages of values less a constant are the averages less that constant.
+    """
+    values = _widen(values)
+    if values.dtype == widened(values.dtype):
+        return values, None
+    centre = values.mean(2, keepdim=True, dtype=torch.float32)
+    return (values - centre).to(values.dtype), centre
+
+
+def _moved(x: Tensor, centre: Tensor | None, factor: int = 1) -> Tensor:
+    return x if centre is None else x + factor * centre
