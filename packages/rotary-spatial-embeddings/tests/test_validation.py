@@ -270,3 +270,113 @@ def test_every_message_names_a_rule_and_a_value() -> None:
                 words
             )
     assert looked_at > 40
+
+
+def collated() -> list[torch.Tensor]:
+    """What torch's default collation makes of one tuple of floats per sample."""
+    return torch.utils.data.default_collate([(0.5, 0.7), (1.0, 0.3)])
+
+
+# How spacings per sample arrive that are no tensor yet, and what to do with each.
+PER_SAMPLE = {
+    "collated tuples": collated,
+    "tuples": lambda: [(0.5, 0.7), (1.0, 0.3)],
+    "lists": lambda: [[0.5, 0.7], [1.0, 0.3]],
+    "tensors": lambda: [torch.tensor([0.5, 0.7]), torch.tensor([1.0, 0.3])],  # MONAI's pixdim of a batch
+    "many tensors": lambda: [torch.tensor([0.5, 0.7])] * 5,
+    "numbers in tensors": lambda: [torch.tensor(0.5), torch.tensor(0.7)],
+    "array": lambda: pytest.importorskip("numpy").array([[0.5, 0.7], [1.0, 0.3]]),
+    "arrays": lambda: [pytest.importorskip("numpy").array([0.5, 0.7])] * 2,
+}
+TAKE_SPACINGS = {
+    "Grid": lambda s: Grid((2, 3), s),
+    "origin of a Grid": lambda s: Grid((2, 3), 1.0, s),
+    "embedding": lambda s: R(X, s, (2, 3)),
+    "rotate_pair": lambda s: R.rotate_pair(X, X, 1.0, (2, 3), s),
+    "scores": lambda s: C(X, X, s, (2, 3)),
+    "attend": lambda s: C.attend(X, X, X, s, (2, 3)),
+    "attention": lambda s: A(X, s, (2, 3)),
+    "block": lambda s: B(X, s, (2, 3)),
+    "block of a list": lambda s: B([X], [s], [(2, 3)]),
+    "constructor": lambda s: RotarySpatialEmbedding(32, 2, 2, reference_spacing=s),
+    "constructor of a layer": lambda s: MultiResolutionBlock(32, 2, 2, reference_spacing=s),
+}
+
+
+@pytest.mark.parametrize("taker", TAKE_SPACINGS)
+@pytest.mark.parametrize("form", PER_SAMPLE)
+def test_spacings_per_sample_in_a_list_are_told_how_to_become_a_tensor(form: str, taker: str) -> None:
+    words = r"must be a number, one number per axis, or one tensor, \(batch, 2\) .* torch\.stack\(\.\.\., -1\) where"
+    if ("constructor" in taker and "tensors" in form) or (form == "collated tuples" and "constructor" in taker):
+        words = r"reference_spacing must be a number or one number per axis; got a tensor, .* give its values, \.tolist"
+    with pytest.raises(TypeError, match=words):
+        TAKE_SPACINGS[taker](PER_SAMPLE[form]())
+
+
+def test_the_advice_on_spacings_per_sample_can_be_followed() -> None:
+    wanted = torch.tensor([[0.5, 0.7], [1.0, 0.3]], dtype=torch.float64)
+    for made in (
+        torch.as_tensor(PER_SAMPLE["tuples"](), dtype=torch.float64),
+        torch.as_tensor(PER_SAMPLE["array"]()),
+        torch.stack(PER_SAMPLE["tensors"](), 0),
+        torch.stack(collated(), -1),
+    ):
+        torch.testing.assert_close(R(X, made, (2, 3)), R(X, wanted, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda np: Grid((2, 3), np.array(0.5)), r"spacing must be a number, .* got array\(0.5\) of type ndarray"),
+        (lambda np: RotarySpatialEmbedding(32, 2, 2, reference_spacing=torch.ones(())), r"\.tolist\(\)"),
+        (
+            lambda np: RotarySpatialEmbedding(32, 2, 2, base_theta=torch.tensor(10.0)),
+            r"base_theta must be a real number",
+        ),
+        (
+            lambda np: RotarySpatialEmbedding(32, 2, 2, wavelengths=torch.tensor([1.0, 2.0])),
+            r"wavelengths must be a pair",
+        ),
+        (lambda np: R(X.numpy(), 1.0, (2, 3)), "x must be a torch.Tensor; got ndarray"),
+        (lambda np: R(X, coordinates=np.zeros((6, 2))), "coordinates must be a torch.Tensor; got ndarray"),
+        (lambda np: A(X, 1.0, (2, 3), valid=np.ones((2, 6), bool)), "valid must be a torch.Tensor; got ndarray"),
+        (lambda np: R(X, 1.0, torch.tensor([2, 3])), "grid_shape must be a sequence of ints"),
+    ],
+)
+def test_what_is_no_tensor_or_no_number(call, words: str) -> None:
+    numpy = pytest.importorskip("numpy", reason="headers of image files give NumPy numbers where it is installed")
+    with pytest.raises(TypeError, match=words):
+        call(numpy)
+
+
+@pytest.mark.parametrize("module", [R, C, A, B], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("what", ["features", "spacing", "shape", "coordinates"])
+def test_symbolic_tracing_is_told_the_ways_out(module: torch.nn.Module, what: str) -> None:
+    given = {"spacing": 1.0, "grid_shape": (2, 3)}
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: torch.Tensor, other: object) -> torch.Tensor:
+            features = x if what == "features" else X
+            more = {"spacing": {**given, "spacing": other}, "shape": {**given, "grid_shape": other},
+                    "coordinates": {"coordinates": other}}.get(what, given)  # fmt: skip
+            return self.inner(features, features, **more) if module is C else self.inner(features, **more)
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: torch.nn.Module, qualified_name: str) -> bool:
+            return m is module
+
+    class Through(torch.fx.Tracer):
+        def is_leaf_module(self, m: torch.nn.Module, qualified_name: str) -> bool:
+            return False
+
+    with pytest.raises(
+        TypeError, match=r"must be .* got a torch\.fx\.Proxy: .*make the module a leaf .*or use torch\.export"
+    ):
+        Through().trace(Model())
+    if what == "features":
+        graph = torch.fx.GraphModule(Model(), Tracer().trace(Model()))
+        torch.testing.assert_close(graph(X, None), Model()(X, None))

@@ -22,6 +22,7 @@ from .validation import (
     require_int,
     require_probability,
     require_real,
+    require_tensor,
 )
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class MultiResolutionBlock(nn.Module):
                 raise ValueError("leading_tokens must be False unless x is a list, the leading tokens first; got True")
             _require_parts([x], self.rotary.dim)
             return self._apply_to_parts([x], [Where(spacing, grid_shape, coordinates)], [valid], leading=False)[0]
-        parts = list(x)
+        parts = _listed(x)
         count = len(parts) - require_flag("leading_tokens", leading_tokens)
         if count < 1:
             raise ValueError(f"x must hold at least one grid's tokens; got {len(parts)} tensors")
@@ -279,6 +280,11 @@ def _per_grid(name: str, values: Any, count: int) -> list[Any]:
     if isinstance(values, (str, Tensor, Grid)) or not isinstance(values, Sequence) or len(values) != count:
         raise ValueError(f"{name} must be a list with one entry for each of the {count} grids; got {values!r}")
     return list(values)
+
+
+def _listed(x: Any) -> list[Tensor]:
+    """What is no tensor must be a list of them."""
+    return list(x) if isinstance(x, Sequence) else [require_tensor("x", x)]
 
 
 def _require_parts(parts: list[Tensor], dim: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .validation import POSITION_DTYPES
+from .validation import POSITION_DTYPES, require_tensor
 
 
 class WideModule(nn.Module):
@@ -50,7 +50,7 @@ class WideModule(nn.Module):
     def _require_wide(self, **parameters: Tensor) -> None:
         """Refuse parameters that became narrow behind the module's back, before they are used."""
         for name, value in parameters.items():
-            if value.dtype not in POSITION_DTYPES:
+            if require_tensor(name, value).dtype not in POSITION_DTYPES:
                 raise TypeError(
                     f"{name} of {type(self).__name__} must be float64 or float32; got {value.dtype}, which rounds "
                     "every angle. Cast with module.to(dtype), which leaves it out; in FSDP make every "
