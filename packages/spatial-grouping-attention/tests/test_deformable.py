@@ -123,6 +123,7 @@ def test_gradients_of_places_are_exact_where_nothing_is_bounded() -> None:
     assert torch.autograd.gradcheck(pooled, positions.requires_grad_())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch calls what it has deprecated
 @pytest.mark.parametrize("gap", [0.0, 5.0, 30.0, 300.0])
 def test_a_point_moves_an_average_at_most_all_the_way(gap: float) -> None:
     """Token 0 stands beside a group that weighs e^-gap in all: its step has the smaller of two slopes."""
@@ -136,6 +137,17 @@ def test_a_point_moves_an_average_at_most_all_the_way(gap: float) -> None:
     exact = (v[0, 0, 0] - out[0, 0, 1]) / mass
     (gradient,) = torch.autograd.grad(out[0, 0, 1].sum(), places)
     assert_near(gradient[0, 0, 0].sum(), exact.clamp(max=2.0).sum(), 1e-9)
+
+    def average(places: torch.Tensor) -> torch.Tensor:
+        return deformable.pool(log_shares, places, v, deformable.lattice((2,)))[0][0, 0, 1].sum()
+
+    # Whoever asks for it, and in whichever direction.
+    places = places.detach()
+    assert_near(torch.func.grad(average)(places), gradient, 1e-9)
+    assert_near(torch.func.vmap(torch.func.grad(average))(places[None])[0], gradient, 1e-9)
+    step = torch.zeros_like(places)
+    step[0, 0, 0] = 1.0
+    assert_near(torch.func.jvp(average, (places,), (step,))[1], gradient[0, 0, 0].sum(), 1e-9)
 
 
 @settings(max_examples=25)

@@ -13,6 +13,7 @@ import torch
 from grouping_cases import assert_near
 from layer_cases import VARIANTS, make_layer, tokens
 from spatial_grouping_attention import GroupingOutput, SpatialGroupingAttention, WindowedSelfAttention, compose
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as checkpointed
 
@@ -426,6 +427,34 @@ def test_layers_can_be_transformed(variant: str, padded: bool) -> None:
     got = torch.func.vmap(labels)(given)
     assert torch.equal(got[0], members.labels())
     assert torch.equal(got[1], members.labels(per_head=True))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("variant", [*EVERY_VARIANT, "windowed self-attention"])
+def test_values_that_are_not_there_are_not_read(variant: str, per_sample: bool, padded: bool) -> None:
+    """Fake and meta tensors, and an empty batch: the shapes of the real results, and a backward pass."""
+
+    def shapes(batch: int, device: str = "cpu") -> list[tuple[int, ...]]:
+        layer = full(variant, device=device)
+        x, spacing = torch.randn(batch, 54, 16, device=device), torch.ones(batch, 2, device=device)
+        valid = torch.ones(batch, *SHAPE, dtype=torch.bool, device=device) if padded else None
+        output = layer(x, spacing if per_sample else 1.0, SHAPE, valid=valid)
+        if isinstance(output, torch.Tensor):
+            output.sum().backward()
+            return [tuple(output.shape)]
+        members = output.assignment
+        results = [output.x_out, members.upsample(output.x_out), members.pool(x, per_head=True), members.matrix()]
+        sum(result.sum() for result in results).backward()
+        results += [members.labels(), members.labels(per_head=True), members.boundaries(), *members.usage()]
+        results += [compose([members]).labels(nested=True), members.upsample(output.x_out, hard=True)]
+        return [tuple(result.shape) for result in results]
+
+    want = shapes(2)
+    assert shapes(2, "meta") == want
+    with FakeTensorMode():
+        assert shapes(2) == want
+    assert shapes(0) == [(0, *shape[1:]) for shape in want]
 
 
 def reloaded(data: object) -> object:

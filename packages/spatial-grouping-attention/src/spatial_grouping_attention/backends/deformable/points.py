@@ -104,7 +104,9 @@ def pool(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tupl
         (B, H, N_out, C) in v's dtype, 0 for groups without members; (B, H, N_out), -inf for those.
     """
     highest = _highest(log_shares.detach(), places.detach(), groups)
-    largest = _relative_mass(log_shares.detach(), places.detach(), groups, highest) if places.requires_grad else None
+    # A transform does not tell whether it will ask for the gradient.
+    differentiated = places.requires_grad or under_transform() or forward_mode()
+    largest = _relative_mass(log_shares.detach(), places.detach(), groups, highest) if differentiated else None
     wide = v.to(log_shares.dtype)
     ones = torch.ones_like(wide[..., :1])
     total = _collect(log_shares, places, torch.cat((wide, ones), -1), groups, highest, largest)
