@@ -192,6 +192,7 @@ def test_hooks_on_the_rotary_module_see_every_call(cls: type[nn.Module]) -> None
     assert len(seen) == 1
 
 
+@pytest.mark.filterwarnings("ignore:a spacing_transform:RoSE.frames.FrameWarning")  # which is another test's
 def test_hooks_see_scores_attention_and_pairs() -> None:
     seen = []
     module = RoSEMultiHeadCrossAttention(16, 2, 2, spacing_transform="log")

@@ -67,6 +67,7 @@ def test_default_compiler_agrees() -> None:
         torch.testing.assert_close(got, embedding(x, (0.5, 0.7), (4, 5)))
 
 
+@pytest.mark.filterwarnings("ignore:a spacing_transform:RoSE.frames.FrameWarning")  # which is another test's
 def test_block_and_attend_trace_as_one_graph() -> None:
     block = MultiResolutionBlock(32, 4, 2, spacing_transform="log")
     graphs = CompileCounter()

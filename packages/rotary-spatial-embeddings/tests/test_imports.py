@@ -16,6 +16,7 @@ ORDER = (
     "masks",
     "keywords",
     "embedding",
+    "frames",
     "positions",
     "packed",
     "functional",

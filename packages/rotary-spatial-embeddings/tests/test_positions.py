@@ -121,6 +121,7 @@ def test_one_dimension_needs_no_shape() -> None:
     assert torch.equal(embedding(x, 0.5), embedding(x, (0.5,), 5))
 
 
+@pytest.mark.filterwarnings("ignore:a spacing_transform:RoSE.frames.FrameWarning")  # which is another test's
 @pytest.mark.parametrize("spacing_transform", [None, "log"])
 def test_grids_and_points_may_lie_one_behind_the_other(spacing_transform: str | None) -> None:
     embedding = RotarySpatialEmbedding(16, 2, 2, spacing_transform=spacing_transform, dtype=torch.float64)

@@ -2,7 +2,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from RoSE import AliasingWarning, Grid, RotarySpatialEmbedding
+from RoSE import (
+    AliasingWarning,
+    Grid,
+    MultiResolutionBlock,
+    RoSEMultiHeadAttention,
+    RoSEMultiHeadCrossAttention,
+    RotarySpatialEmbedding,
+)
+from RoSE.frames import FrameWarning
 from RoSE.transforms import LogSpacing, PowerSpacing
 
 FORMS = {"power": PowerSpacing, "log": LogSpacing}
@@ -135,3 +143,40 @@ def test_the_aliasing_warning_looks_at_transformed_spacings(form: str, as_tensor
     embedding(-4.0)(x, coarse, (2, 3))  # which would alias as it is
     with pytest.warns(AliasingWarning, match=r"spacing after its transform \d.* raise reference_spacing or give"):
         embedding(4.0)(x, fine, (2, 3))
+
+
+CROSS = RoSEMultiHeadCrossAttention
+MEETINGS = {
+    "pair": (RotarySpatialEmbedding, lambda m, x, a, b: m.rotate_pair(x, x, a, (2, 3), b)),
+    "list": (RotarySpatialEmbedding, lambda m, x, a, b: m(x, coordinates=[Grid((1, 3), a), Grid((1, 3), b)])),
+    "points": (RotarySpatialEmbedding, lambda m, x, a, b: m(x, [a, b], coordinates=[POINTS[:3], POINTS[3:]])),
+    "scores": (CROSS, lambda m, x, a, b: m(x, x, a, (2, 3), b)),
+    "attend": (CROSS, lambda m, x, a, b: m.attend(x, x, x, a, (2, 3), b)),
+    "attention": (RoSEMultiHeadAttention, lambda m, x, a, b: m(x, a, (2, 3), b)),
+    "grids": (CROSS, lambda m, x, a, b: m(x, x, coordinates=Grid((2, 3), a), k_coordinates=Grid((2, 3), b))),
+    "block": (MultiResolutionBlock, lambda m, x, a, b: m([x, x], [a, b], [(2, 3)] * 2)),
+}
+STEPS = {
+    "numbers": (0.5, 0.7, 0.5),
+    "tensors": (torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.8]), torch.tensor([0.5, 0.7])),
+    "per sample": (torch.ones(2, 2), torch.tensor([[1.0, 1.0], [1.0, 0.5]]), (1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("meeting", MEETINGS)
+@pytest.mark.parametrize("form", [None, "identity", "power", "log"])
+def test_tokens_of_different_spacings_behind_a_transform_are_warned_of(
+    form: str | None, meeting: str, steps: str
+) -> None:
+    make, call = MEETINGS[meeting]
+    module, x = make(32, 2, 2, spacing_transform=form), torch.randn(2, 6, 32)
+    here, elsewhere, same = STEPS[steps]
+    if meeting == "points" and form is None:
+        return  # where a spacing beside points is refused
+    call(module, x, here, same)
+    if form in FORMS:
+        with pytest.warns(FrameWarning, match="share no physical frame; use spacing_transform=None") as caught:
+            call(module, x, here, elsewhere)
+        assert [w.filename for w in caught] == [__file__]
+    call(module, x, here, elsewhere)  # once

@@ -12,6 +12,7 @@ from . import frequencies
 from .aliasing import AliasingWatch
 from .angles import angles_of_tokens
 from .dispatch import rotate_at, rotate_heads
+from .frames import FrameWatch
 from .layouts import Heads, require_features
 from .packed import is_nested, jagged, require_jagged, rewrap
 from .positions import Coordinates, Shape, Spacing, Where, require_batch, resolve, where_of_keys
@@ -121,6 +122,7 @@ class RotarySpatialEmbedding(WideModule):
         else:
             self.register_buffer("freqs", freqs)
         self._watch = AliasingWatch(None if self.wavelengths is not None else self.reference_spacing)
+        self._frames = FrameWatch()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -182,12 +184,17 @@ class RotarySpatialEmbedding(WideModule):
             ValueError: Shapes that disagree with the module or with each other, bad spacing, unknown layout.
         """
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
+        turned: Tensor | tuple[Tensor, ...]
         if k is None:
-            return self._rotated({"x": x}, where, layout)[0]
-        if k_where is None and not (is_nested(x) or is_nested(k)):
-            return self._rotated({"q": x, "k": k}, where, layout)
-        k_where = where if k_where is None else k_where
-        return self._rotated({"q": x}, where, layout)[0], self._rotated({"k": k}, k_where, layout)[0]
+            (turned,) = self._rotated({"x": x}, where, layout)
+        elif k_where is None and not (is_nested(x) or is_nested(k)):
+            turned = self._rotated({"q": x, "k": k}, where, layout)
+        else:
+            of_keys = where if k_where is None else k_where
+            turned = self._rotated({"q": x}, where, layout)[0], self._rotated({"k": k}, of_keys, layout)[0]
+        if isinstance(self.spacing_transform, WideModule):  # one that learns
+            self._frames.look((where,) if k_where is None else (where, k_where), self.spatial_dims)
+        return turned
 
     def rotate_pair(
         self,
