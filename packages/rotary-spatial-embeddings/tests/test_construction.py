@@ -204,3 +204,37 @@ def test_hooks_see_scores_attention_and_pairs() -> None:
     module.rotary.rotate_pair(q, q, 0.5, (2, 3))
     assert seen.count("rotary") == 3
     assert seen.count("transform") == 4
+
+
+def offload(module: nn.Module) -> None:
+    """Keep every module's own tensors elsewhere except during its own call, as offloading libraries do."""
+    for part in module.modules():
+        stores = [(store, name) for store in (part._parameters, part._buffers) for name in store]
+        kept = [store[name] for store, name in stores]
+        away = [nn.Parameter(t.detach().to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in kept]
+
+        def put(values: list[torch.Tensor], stores: list = stores) -> None:
+            for (store, name), value in zip(stores, values, strict=True):
+                store[name] = value
+
+        put(away)
+        part.register_forward_pre_hook(lambda *given, put=put, kept=kept: put(kept))
+        part.register_forward_hook(lambda *given, put=put, away=away: put(away))
+
+
+X = torch.randn(2, 6, 16)
+CALLS = {
+    "embedding": lambda m: m(X, 0.5, (2, 3)),
+    "fixed embedding": lambda m: m.rotate_pair(X, X, 0.5, (2, 3), 0.5)[1],
+    "scores": lambda m: m(X, X, 0.5, (2, 3)),
+    "attention": lambda m: m(X, 0.5, (2, 3), context=X[..., :8]),
+    "block": lambda m: m([X, X], [0.5, 1.0], [(2, 3)] * 2)[1],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_parents_touch_no_childs_tensors(name: str) -> None:
+    module = MAKERS[name]().eval()
+    expected = CALLS[name](module)
+    offload(module)
+    assert torch.equal(CALLS[name](module), expected)
