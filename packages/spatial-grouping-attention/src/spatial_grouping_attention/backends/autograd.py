@@ -18,12 +18,9 @@ R = TypeVar("R")
 
 def as_given(x: Tensor) -> AbstractContextManager[Any]:
     """Leave operands in the dtype they have: autocast has chosen it by now, and sums must stay in float32."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(
-        device
-    ):  # as meta, where nothing is
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know meta tensors
         return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:

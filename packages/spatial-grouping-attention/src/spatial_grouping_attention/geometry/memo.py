@@ -17,6 +17,8 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
+
 
 class Remembered(Generic[P, R]):
     """A pure function of hashable arguments, and its last results.
@@ -36,7 +38,9 @@ class Remembered(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result."""
-        if torch.compiler.is_compiling() or _tensors_are_special():
+        if torch.compiler.is_compiling() or (
+            torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_dispatch_mode(_FAKE) is not None
+        ):
             return self._function(*args, **kwargs)
         return self._kept(*args, **kwargs)  # type: ignore[arg-type]
 
@@ -47,12 +51,6 @@ class Remembered(Generic[P, R]):
     def _outside_of_modes(self, *args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
             return self._function(*args, **kwargs)
-
-
-def _tensors_are_special() -> bool:
-    """Whether a function transform or a fake tensor mode is active."""
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    return fake is not None or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def remembered(entries: int) -> Callable[[Callable[P, R]], Remembered[P, R]]:
