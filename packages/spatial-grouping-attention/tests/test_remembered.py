@@ -11,7 +11,7 @@ import pytest
 import torch
 from grouping_cases import assert_near, make_case
 from operator_calls import assign, group
-from spatial_grouping_attention import Neighbourhood, SparseSpatialGroupingAttention
+from spatial_grouping_attention import Neighbourhood, SparseSpatialGroupingAttention, functional
 from spatial_grouping_attention.backends.tiled import chunks, tables
 from spatial_grouping_attention.geometry import relate
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -100,9 +100,7 @@ def test_made_under_another_default_device() -> None:
 def test_fake_tensors_leave_nothing_behind() -> None:
     with FakeTensorMode():
         q, k, v = torch.randn(1, 1, 115, 4), torch.randn(1, 1, 45 * 9, 4), torch.randn(1, 1, 45 * 9, 4)
-        fake, _ = torch.ops.spatial_grouping_attention.windowed_assign(
-            "tiled", q, k, q, None, None, None, seen(45).integers(), 1.0
-        )
+        fake, _ = functional.assign(q, k, q, seen(45), backend="tiled")
         assert fake.shape == v.shape
     assert all(type(run.tables.tokens) is torch.Tensor for run in runs(seen(45)))
     assert all(x.isfinite().all() for x in results(45)[2:])
