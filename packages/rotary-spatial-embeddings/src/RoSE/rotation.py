@@ -11,6 +11,7 @@ and fuse. Complex numbers appear on the first path only, because compilers and O
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,7 +203,9 @@ def _pair_views(x: Tensor, planes: int, interleaved: bool) -> tuple[Tensor, Tens
 
 def _is_complex_ready(x: Tensor) -> bool:
     """Whether neighbouring channels of x can be read as complex numbers where they lie."""
-    return x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in x.stride()[:-1])
+    *outer, channel = x.stride()
+    # Numbers are all even where their greatest common divisor is (that of none is 0).
+    return channel == 1 and math.gcd(x.storage_offset(), *outer) % 2 == 0
 
 
 def _pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
