@@ -33,17 +33,22 @@ OPERATORS = {
     "bias shape": (
         lambda f: f(Q, K, V, WINDOW, bias=torch.zeros(2, 5)),
         ValueError,
-        r"bias must be a table of shape \(H, \*window\) = \(2, 3\), one .* is pair_bias; got \(2, 5\)",
+        r"bias must have shape \(H, \*window\) = \(2, 3\) or \(B, H, N_in, N_out\) = \(2, 2, 5, 3\); got \(2, 5\)",
     ),
-    "bias of pairs": (
+    "bias of pairs without samples": (
         lambda f: f(Q, K, V, WINDOW, bias=torch.zeros(5, 3)),
         ValueError,
-        r"bias must be a table of shape \(H, \*window\) = \(2, 3\), one .* is pair_bias; got \(5, 3\)",
+        r"bias must have shape \(H, \*window\) = .*; got \(5, 3\)",
     ),
     "table without window": (
         lambda f: f(Q, K, V, bias=BIAS),
         ValueError,
-        r"bias must be a table .* needs a neighbourhood; .* pair_bias; got bias \(2, 3\)",
+        r"bias must have shape \(B, H, N_in, N_out\) = \(2, 2, 5, 3\); got \(2, 3\)",
+    ),
+    "two biases of pairs": (
+        lambda f: f(Q, K, V, bias=torch.zeros(1, 1, 5, 3), pair_bias=torch.zeros(1, 1, 5, 3)),
+        ValueError,
+        "pair_bias must be the only bias",
     ),
     "pairs without samples": (
         lambda f: f(Q, K, V, pair_bias=torch.zeros(5, 3)),

@@ -24,7 +24,7 @@ from grouping_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_calls import OPERATORS, call
-from spatial_grouping_attention import Neighbourhood
+from spatial_grouping_attention import Neighbourhood, functional
 from spatial_grouping_attention.backends import Backend
 from spatial_grouping_attention.backends.tiled import chunks
 
@@ -129,6 +129,21 @@ def test_biases_of_one_shape_are_told_apart_by_their_names() -> None:
     assert case.bias.shape == case.pair_bias.shape == (1, 1, 3, 3)
     for one in ({"bias": None}, {"pair_bias": None}, {}):
         check(replace(case, **one), "reference", torch.float64)
+
+
+@pytest.mark.parametrize("neighbourhood", [None, Neighbourhood((6, 5), (3, 3), 2, 3, 1, 3)], ids=["dense", "windowed"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_bias_that_can_be_no_table_is_one_of_pairs(operator: str, neighbourhood: Neighbourhood | None) -> None:
+    case = make_case(neighbourhood, 30, 9, bias="full")
+    as_bias = replace(case, bias=case.pair_bias, pair_bias=None)
+    if operator == "group":
+        arguments = (case.q, case.k, case.v, neighbourhood)
+        got, want = (functional.grouping_attention(*arguments, **x.options) for x in (as_bias, case))
+    else:
+        got, want = (call(operator, x, "auto") for x in (as_bias, case))
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+    assert functional.select(case.q, neighbourhood, bias=case.pair_bias).backend == "reference"
 
 
 @pytest.mark.parametrize("backend", WINDOWED)

@@ -71,3 +71,23 @@ def test_images_of_another_kind_are_refused() -> None:
             plot_groups(torch.rand(shape), stages((8, 8)))
     with pytest.raises(ValueError, match=r"axes.* must be one of 2, 3; got 1"):
         plot_groups(torch.rand(8), stages((8,)))
+
+
+def test_stages_and_titles_that_do_not_fit_are_refused() -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    image, assignments = torch.rand(8, 8), stages((8, 8))
+    with pytest.raises(TypeError, match="single one"):
+        plot_groups(image, assignments[0])
+    with pytest.raises(ValueError, match="at least one assignment"):
+        plot_groups(image, [])
+    with pytest.raises(ValueError, match="titles must be one for each of the 2 stages; got 1"):
+        plot_groups(image, assignments, titles=["one"])
+
+
+def test_padding_that_is_no_number_is_black() -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    image = torch.rand(8, 8)
+    image[0] = torch.nan
+    drawn = plot_groups(image, stages((8, 8))).get_axes()[0].get_images()[0].get_array()
+    assert (drawn[: drawn.shape[0] // 8] == 0).all()
+    assert drawn.max() == 1

@@ -28,10 +28,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def require_choice(name: str, value: T, choices: Sequence[T]) -> T:
-    """Return ``value`` if it is one of ``choices``, in type too (``True`` is not the choice 1)."""
-    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
-    return value
+    """Return the choice that ``value`` is, in type too: ``True`` is not the choice 1, but NumPy's 1 is."""
+    for choice in choices:
+        alike = isinstance(value, numbers.Integral if isinstance(choice, int) else type(choice))
+        if alike and isinstance(value, bool) == isinstance(choice, bool) and value == choice:
+            return choice
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
 def require_flag(name: str, value: bool) -> bool:

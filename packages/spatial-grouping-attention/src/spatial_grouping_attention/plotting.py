@@ -48,7 +48,9 @@ def plot_groups(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the image's grid does not have the assignments' number of axes.
+        TypeError: an entry is no assignment.
+        ValueError: there is no stage, stages do not fit, titles are not one for each, or the image's grid does not have
+            the assignments' number of axes.
     """
     try:
         from matplotlib import colormaps
@@ -56,6 +58,8 @@ def plot_groups(
     except ImportError as error:
         raise ImportError("plot_groups needs matplotlib: pip install 'spatial-grouping-attention[plot]'") from error
 
+    if titles is not None and len(titles) != len(assignments):
+        raise ValueError(f"titles must be one for each of the {len(assignments)} stages; got {len(titles)}")
     picture, stages = _slices(image, assignments, sample, axis, index, nested)
     # Drawn enlarged, so that a border is thin beside groups of a few pixels.
     zoom = max(1, PANEL_PIXELS // max(picture.shape[1:]))
@@ -83,7 +87,9 @@ def _slices(
     image: Tensor, assignments: Sequence[Assignment], sample: int, axis: int, index: int | None, nested: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The image (1 or 3, H, W), or a slice of the volume, and the labels of every stage there, (H, W)."""
-    shape = assignments[0].input_shape
+    stages_of_all = compose(assignments).stages
+    chains = [compose(stages_of_all[: i + 1]) for i in range(len(stages_of_all))]
+    shape = chains[0].input_shape
     ndim = len(shape)
     require_choice("number of axes of the assignments' grids", ndim, (2, 3))
     if image.ndim not in (ndim, ndim + 1) or (image.ndim == ndim + 1 and image.shape[0] not in (1, 3)):
@@ -92,7 +98,6 @@ def _slices(
         )
     picture = image if image.ndim == ndim + 1 else image[None]
     grid = picture.shape[1:]
-    chains = [compose(assignments[: i + 1]) for i in range(len(assignments))]
     stages = [_resize_labels(chain.labels(nested=nested)[sample].reshape(shape), grid) for chain in chains]
     if ndim == 3:
         middle = grid[axis] // 2 if index is None else index
@@ -114,7 +119,9 @@ def _resize_labels(labels: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _to_display(picture: Tensor) -> Tensor:
-    """(1 or 3, H, W) of any range -> (H, W, 3) in [0, 1]."""
+    """(1 or 3, H, W) of any range -> (H, W, 3) in [0, 1]; what is not finite (padding) is black."""
     picture = picture.detach().cpu().to(torch.float64)
-    low, high = picture.amin(), picture.amax()
+    finite = picture[picture.isfinite()]
+    low, high = (finite.amin(), finite.amax()) if finite.numel() else (picture.new_zeros(()), picture.new_ones(()))
+    picture = picture.where(picture.isfinite(), low)
     return ((picture - low) / (high - low).clamp(min=1e-12)).expand(3, -1, -1).permute(1, 2, 0)

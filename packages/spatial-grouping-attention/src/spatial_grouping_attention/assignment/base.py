@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from RoSE.validation import require_floating, require_sizes
+from RoSE.validation import require_flag, require_floating, require_sizes
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -237,6 +237,8 @@ class Assignment(Movable, ABC):
         return values, labels, labels.clamp(min=0).expand(*labels.shape[:-1], values.shape[-1])
 
     def _check(self, axis: str, values: Tensor, hard: bool, nested: bool, per_head: bool) -> None:
+        for name, flag in (("hard", hard), ("nested", nested), ("per_head", per_head)):
+            require_flag(name, flag)
         if nested and not hard:
             raise ValueError("nested must be False unless hard is True, for it says which label is meant; got True")
         sizes = {"B": self.batch_size, axis: self.num_groups if axis == "N_out" else self.num_inputs}

@@ -67,7 +67,8 @@ def select(problem: Problem, requested: str = "auto") -> Selection:
     """
     if requested != Backend.AUTO:
         return _requested(problem, require_choice("backend", requested, [backend.value for backend in Backend]))
-    looked_at = problem.device.type in TRITON_DEVICES and not problem.dense and not refusals(Backend.TRITON, problem)
+    looked_at = problem.device.type in TRITON_DEVICES and bool(refusals(Backend.FUSED, problem))
+    looked_at = looked_at and not refusals(Backend.TRITON, problem)
     standard = torch.onnx.is_in_onnx_export() or forward_mode()
     return _automatic(problem, standard, looked_at and TRITON_CHECK.passed(problem.device))
 

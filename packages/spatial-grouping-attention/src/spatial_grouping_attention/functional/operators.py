@@ -40,8 +40,9 @@ def grouping_attention(
         neighbourhood: which groups a token sees; ``None`` for all of them.
         scale: factor of the products, not 0; ``None`` for 1/sqrt(D).
         bias: added to the logits: a table (H, *window) over the neighbourhood's window, read at
-            ``(group - cell(token))/dilation + radius`` per axis.
-        pair_bias: added to the logits: one value for every pair, (B, H, N_in, N_out), where any size may be 1.
+            ``(group - cell(token))/dilation + radius`` per axis; or, in any other shape, as ``pair_bias``.
+        pair_bias: added to the logits: one value for every pair, (B, H, N_in, N_out), where any size may be 1; the
+            form that no table is mistaken for.
         valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
         valid_groups: (B, N_out) boolean; false groups are seen by no token, whatever they hold.
         backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
@@ -162,6 +163,8 @@ def select(
     """
     require_floating("q", q)
     _require_queries(q)
+    if bias is not None and not _is_table(bias, q, neighbourhood):
+        bias, pair_bias = None, bias
     return backends.select(problem_of(q, neighbourhood, bias, pair_bias), backend)
 
 
@@ -194,10 +197,17 @@ def _bundle(
     require_sizes(values_name, values, f"B H {values_axis} C", **pinned)
     if neighbourhood is not None:
         _require_fitting(neighbourhood, k.shape[2], num_groups)
+    pairs = (batch, heads, k.shape[2], num_groups)
     if bias is not None:
-        _require_table(bias, q, neighbourhood)
+        _require_bias(bias, q, neighbourhood, pairs)
+        if not _is_table(bias, q, neighbourhood):
+            if pair_bias is not None:
+                raise ValueError(
+                    "pair_bias must be the only bias with one value for every pair; got such a bias as well"
+                )
+            bias, pair_bias = None, bias
     if pair_bias is not None:
-        _require_pairs(pair_bias, q, (batch, heads, k.shape[2], num_groups))
+        _require_pairs(pair_bias, q, pairs)
     for name, mask, axis in (("valid", valid, "N_in"), ("valid_groups", valid_groups, "N_out")):
         if mask is not None:
             require_boolean(name, mask)
@@ -226,28 +236,36 @@ def _require_queries(q: Tensor) -> None:
         raise ValueError(f"q must have a head size D of at least 1; got {tuple(q.shape)}")
 
 
-def _require_table(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None) -> None:
+def _require_bias(
+    bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None, pairs: tuple[int, int, int, int]
+) -> None:
+    """A table, or else what could be nothing but one value for every pair."""
     _require_numbers_beside(q, "bias", bias)
-    if neighbourhood is None:
-        raise ValueError(
-            "bias must be a table (H, *window), which needs a neighbourhood; one value for every pair is pair_bias; "
-            f"got bias {tuple(bias.shape)} without a neighbourhood"
-        )
-    table = (q.shape[1], *(axis.window for axis in neighbourhood.axes))
-    if tuple(bias.shape) != table:
-        raise ValueError(
-            f"bias must be a table of shape (H, *window) = {table}, one value for every pair is pair_bias; "
-            f"got {tuple(bias.shape)}"
-        )
+    if _is_table(bias, q, neighbourhood) or _fits_pairs(bias, pairs):
+        return
+    windows = () if neighbourhood is None else tuple(axis.window for axis in neighbourhood.axes)
+    table = f"(H, *window) = {(pairs[1], *windows)} or " if windows else ""
+    raise ValueError(f"bias must have shape {table}(B, H, N_in, N_out) = {pairs}; got {tuple(bias.shape)}")
 
 
 def _require_pairs(pair_bias: Tensor, q: Tensor, pairs: tuple[int, int, int, int]) -> None:
     _require_numbers_beside(q, "pair_bias", pair_bias)
-    if pair_bias.ndim != 4 or any(n not in (1, size) for n, size in zip(pair_bias.shape, pairs, strict=True)):
+    if not _fits_pairs(pair_bias, pairs):
         raise ValueError(
             f"pair_bias must have shape (B, H, N_in, N_out) = {pairs}, where any size may be 1; "
             f"got {tuple(pair_bias.shape)}"
         )
+
+
+def _is_table(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None) -> bool:
+    """Whether a bias has the shape of a table over the window."""
+    if neighbourhood is None:
+        return False
+    return tuple(bias.shape) == (q.shape[1], *(axis.window for axis in neighbourhood.axes))
+
+
+def _fits_pairs(bias: Tensor, pairs: tuple[int, int, int, int]) -> bool:
+    return bias.ndim == 4 and all(n in (1, size) for n, size in zip(bias.shape, pairs, strict=True))
 
 
 def _require_numbers_beside(q: Tensor, name: str, bias: Tensor) -> None:

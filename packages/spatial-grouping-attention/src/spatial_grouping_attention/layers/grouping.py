@@ -22,6 +22,7 @@ from RoSE.validation import (
     require_numbers,
     require_probability,
     require_real,
+    require_shape,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -163,6 +164,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.backend = require_choice("backend", backend, [b.value for b in Backend])
         self.spacing = require_numbers("spacing", 1.0 if spacing is None else spacing, spatial_dims, positive=True)
         self.relative_bias = require_flag("relative_bias", relative_bias)
+        require_flag("qkv_bias", qkv_bias)
+        require_flag("mlp_bias", mlp_bias)
         self.checkpoint = require_flag("checkpoint", checkpoint)
         require_real("mlp_ratio", mlp_ratio, above=0.0)
         require_probability("mlp_dropout", mlp_dropout)
@@ -216,7 +219,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
 
     def neighbourhood(self, input_grid_shape: Sequence[int]) -> Neighbourhood:
         """The relation between tokens and groups for an input grid."""
-        input_shape = tuple(input_grid_shape)
+        input_shape = require_shape("input_grid_shape", input_grid_shape, self.spatial_dims)
         output_shape = coarse_shape(input_shape, self.kernel_size, self.stride, self.padding)
         window, dilation = self.window(output_shape)
         return relate(input_shape, output_shape, self.stride, self.kernel_size, self.padding, window, dilation)

@@ -19,6 +19,7 @@ from RoSE.validation import (
     require_numbers,
     require_odd,
     require_probability,
+    require_shape,
 )
 from torch import Tensor, nn
 
@@ -95,6 +96,7 @@ class WindowedSelfAttention(nn.Module):
         if rotary.get("wavelengths") is None:  # which are in physical units already
             rotary.setdefault("reference_spacing", self.spacing)
 
+        require_flag("qkv_bias", qkv_bias)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **made)
         self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, **made, **rotary)
@@ -116,7 +118,7 @@ class WindowedSelfAttention(nn.Module):
         """The relation between the tokens of a grid; None where all see all."""
         if self.window is None:
             return None
-        shape = tuple(grid_shape)
+        shape = require_shape("grid_shape", grid_shape, self.spatial_dims)
         ones, zeros = (1,) * len(shape), (0,) * len(shape)
         return relate(shape, shape, ones, ones, zeros, self.window, self.dilation)
 
