@@ -1,8 +1,9 @@
 """The operators as torch sees them: schemas, shapes for tracing, gradients and batching, once for all engines.
 
 Registered with ``torch.library``, they are taken by ``torch.compile`` and ``torch.export`` as they are: a compiler
-would unroll the chunks of an engine. A schema has no place for a bundle, so here, and only here, operands travel one
-by one: the engine's name, the neighbourhood as its integers, the rest as it is.
+would unroll the chunks of an engine. Where nobody looks on, engines are called without that way round. A schema has
+no place for a bundle, so here, and only here, operands travel one by one: the engine's name, the neighbourhood as its
+integers, the rest as it is.
 
 Averages leave the operators in float32 at least, and are rounded outside. The backward passes subtract ``g . out``
 from ``g . v``: where the values of a group are alike the two nearly cancel, and what rounding did to ``out`` would be
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Neighbourhood
-from .autograd import refuse_second_derivative, without_autocast
+from .autograd import directly, is_watched, once, refuse_second_derivative, without_autocast
 from .engines import KEEPING, engine
 from .flops import announce
 from .operands import Operands, Pooled
@@ -30,16 +31,16 @@ _OP = "spatial_grouping_attention::"
 def assign(x: Operands, name: str) -> tuple[Tensor, Tensor]:
     """Values of the groups for every fine token, and the tokens' normalisers, by the engine of that name."""
     announce()
-    function = _assign_transformed if under_transform() else _assign
-    out, lse = function(name, *_spread(x))
+    watched = _assign if is_watched(x.q, x.k, x.values) else _assign_directly
+    out, lse = (_assign_transformed if under_transform() else watched)(name, *_spread(x))
     return out.to(x.values.dtype), lse
 
 
 def pool(x: Operands, lse: Tensor | None, name: str) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
     announce()
-    function = _pool_transformed if under_transform() else _pool
-    out, log_mass, own_lse, _ = function(name, *_spread(x), lse)
+    watched = _pool if is_watched(x.q, x.k, x.values) else _pool_directly
+    out, log_mass, own_lse, _ = (_pool_transformed if under_transform() else watched)(name, *_spread(x), lse)
     return Pooled(out.to(x.values.dtype), log_mass, own_lse if lse is None else lse)
 
 
@@ -64,9 +65,8 @@ def _gather(
     return Operands(q, k, values, neighbourhood, scale, bias, valid=valid, valid_groups=valid_groups)
 
 
-@torch.library.custom_op(_OP + "assign", mutates_args=())
 @without_autocast
-def _assign(
+def _run_assign(
     name: str,
     q: Tensor,
     k: Tensor,
@@ -81,9 +81,8 @@ def _assign(
     return out, lse
 
 
-@torch.library.custom_op(_OP + "pool", mutates_args=())
 @without_autocast
-def _pool(
+def _run_pool(
     name: str,
     q: Tensor,
     k: Tensor,
@@ -104,9 +103,8 @@ def _pool(
     return pooled.out, pooled.log_mass, lse, q.new_empty(0) if pooled.expected_q is None else pooled.expected_q
 
 
-@torch.library.custom_op(_OP + "assign_backward", mutates_args=())
 @without_autocast
-def _assign_backward(
+def _run_assign_backward(
     name: str,
     q: Tensor,
     k: Tensor,
@@ -127,9 +125,8 @@ def _assign_backward(
     return gradients.q, gradients.k, gradients.values, q.new_empty(0) if bias is None else gradients.bias
 
 
-@torch.library.custom_op(_OP + "pool_backward", mutates_args=())
 @without_autocast
-def _pool_backward(
+def _run_pool_backward(
     name: str,
     q: Tensor,
     k: Tensor,
@@ -157,6 +154,12 @@ def _pool_backward(
     gradients = engine(name).pool_backward(x, pooled, grad_out, grad_mass, grad_lse)
     dbias = q.new_empty(0) if bias is None else gradients.bias
     return gradients.q, gradients.k, gradients.values, dbias, gradients.lse
+
+
+_assign = torch.library.custom_op(_OP + "assign", _run_assign, mutates_args=())
+_pool = torch.library.custom_op(_OP + "pool", _run_pool, mutates_args=())
+_assign_backward = torch.library.custom_op(_OP + "assign_backward", _run_assign_backward, mutates_args=())
+_pool_backward = torch.library.custom_op(_OP + "pool_backward", _run_pool_backward, mutates_args=())
 
 
 @_assign.register_fake
@@ -200,7 +203,8 @@ def _save_assign(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 def _differentiate_assign(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     *tensors, out, lse = ctx.saved_tensors
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    function = _assign_backward_transformed if under_transform() else _assign_backward
+    watched = _assign_backward if is_watched(grad_out, *tensors[:3]) else _assign_backward_directly
+    function = _assign_backward_transformed if under_transform() else watched
     dq, dk, du, dbias = function(ctx.name, *tensors, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse)
     return None, dq, dk, du, None if tensors[3] is None else dbias, *(None,) * (_OPERANDS - 5)
 
@@ -223,7 +227,8 @@ def _differentiate_pool(
         grad_lse = None
     elif grad_lse is None:
         grad_lse = torch.zeros_like(lse)
-    function = _pool_backward_transformed if under_transform() else _pool_backward
+    watched = _pool_backward if is_watched(grad_out, *tensors[:3]) else _pool_backward_directly
+    function = _pool_backward_transformed if under_transform() else watched
     saved = (ctx.name, *tensors, ctx.geometry, ctx.scale, out, log_mass, lse, expected_q)
     dq, dk, dv, dbias, dlse = function(*saved, grad_out, grad_mass, grad_lse)
     dbias = None if tensors[3] is None else dbias
@@ -239,6 +244,11 @@ _pool_backward.register_autograd(refuse_second_derivative)
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     pass
 
+
+_assign_directly = directly(_run_assign, _save_assign, _differentiate_assign)
+_pool_directly = directly(_run_pool, _save_pool, _differentiate_pool)
+_assign_backward_directly = once(_run_assign_backward)
+_pool_backward_directly = once(_run_pool_backward)
 
 _assign_transformed = mapped(_assign, _save_assign, _differentiate_assign)
 _pool_transformed = mapped(_pool, _save_pool, _differentiate_pool)
