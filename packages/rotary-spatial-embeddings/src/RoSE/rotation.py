@@ -151,7 +151,11 @@ def rotate_eager(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     # ``is_grads_batched=True``), which knows no functions of ours, see through ordinary operations.
     if is_forward_mode() or any(map(torch._C._functorch.is_legacy_batchedtensor, (x, cos, sin))):
         return rotate_plain(x, cos, sin, interleaved)
-    out: Tensor = Rotation.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
+    # Function.apply reads its own signature anew at every call, as long as a small rotation takes. Only function
+    # transforms need what else it does.
+    transformed = torch._C._are_functorch_transforms_active()
+    apply: Any = Rotation.apply if transformed else super(torch.autograd.Function, Rotation).apply
+    out: Tensor = apply(x, cos, sin, interleaved)
     return out
 
 
