@@ -11,6 +11,7 @@ from spatial_grouping_attention import (
     DenseSpatialGroupingAttention,
     SparseSpatialGroupingAttention,
     SpatialGroupingAttention,
+    WindowedSelfAttention,
 )
 from torch import Tensor
 
@@ -32,6 +33,14 @@ def make_layer(variant: str, ndim: int = 2, *, seed: int = 0, **options: object)
             if "freqs" not in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return layer
+
+
+def full(variant: str, **options: object) -> torch.nn.Module:
+    """A layer, or windowed self-attention, with every parameter that it can have."""
+    options = {"temperature": "learned", "relative_bias": variant != "dense", **options}
+    if variant in VARIANTS:
+        return VARIANTS[variant](16, 2, 3, 2, norm_tokens=True, spacing_transform="power", **options)
+    return WindowedSelfAttention(16, 2, 2, window=3, spacing_transform="power", **options)
 
 
 def tokens(shape: tuple[int, ...], *, batch: int = 2, channels: int = 8, seed: int = 1) -> Tensor:

@@ -1,58 +1,18 @@
-"""Grouping layers as torch modules: outputs, masks, gradients, dtypes, copies, hooks and compilation."""
+"""Grouping layers as torch modules: masks, gradients, dtypes, hooks, transforms and modes."""
 
 import copy
-import dataclasses
-import inspect
-import io
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from grouping_cases import assert_near
-from layer_cases import VARIANTS, make_layer, tokens
-from spatial_grouping_attention import GroupingOutput, SpatialGroupingAttention, WindowedSelfAttention, compose
+from layer_cases import VARIANTS, full, make_layer, tokens
+from spatial_grouping_attention import GroupingOutput, compose
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 EVERY_VARIANT = tuple(VARIANTS)
-FIELDS = ["x_out", "out_grid_shape", "out_spacing", "out_origin", "assignment", "valid"]
 SHAPE = (6, 9)
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_the_output_reads_like_a_dict_and_a_dataclass(variant: str) -> None:
-    output = make_layer(variant)(tokens(SHAPE), 1.0, SHAPE)
-    assert isinstance(output, GroupingOutput)
-    assert list(output) == list(output.keys()) == FIELDS
-    assert [field.name for field in dataclasses.fields(output)] == FIELDS
-    assert len(output) == 6
-    for name, value in output.items():
-        assert output[name] is value is getattr(output, name)
-    assert {**output}.keys() == set(FIELDS)
-    assert "x_out" in output
-    assert "nothing" not in output
-    assert output.get("nothing") is None
-    for missing in ("nothing", "values", 0):
-        with pytest.raises(KeyError):
-            output[missing]
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_the_output_is_a_pytree(variant: str) -> None:
-    output = make_layer(variant)(tokens(SHAPE), 1.0, SHAPE)
-    doubled = pytree.tree_map(lambda leaf: leaf.double() if isinstance(leaf, torch.Tensor) else leaf, output)
-    assert isinstance(doubled, GroupingOutput)
-    assert type(doubled.assignment) is type(output.assignment)
-    assert doubled.x_out.dtype == torch.float64
-    assert doubled.out_grid_shape == output.out_grid_shape
-    values = torch.randn(2, output.x_out.shape[1], 3)
-    assert_near(doubled.assignment.upsample(values), output.assignment.upsample(values), 1e-5)
-    leaves, structure = pytree.tree_flatten(output)
-    again = pytree.tree_unflatten(leaves, structure)
-    assert torch.equal(again.assignment.matrix(), output.assignment.matrix())
 
 
 @pytest.mark.parametrize("out_dims", [None, 4, 12])
@@ -144,32 +104,6 @@ def test_what_does_not_change_is_computed_once(variant: str, iters: int) -> None
 
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_copies_are_the_same_layer(variant: str) -> None:
-    layer = make_layer(variant, relative_bias=variant != "dense")
-    x = tokens(SHAPE)
-    want = layer(x, 1.0, SHAPE).x_out
-    loaded = make_layer(variant, relative_bias=variant != "dense", seed=9)
-    assert (loaded(x, 1.0, SHAPE).x_out - want).abs().max() > 1e-2
-    loaded.load_state_dict(layer.state_dict())
-    for twin in (loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(twin(x, 1.0, SHAPE).x_out, want)
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_seeds_reproduce(variant: str) -> None:
-    states = []
-    for seed in (4, 4, 5):
-        torch.manual_seed(seed)
-        layer = VARIANTS[variant](8, 2, 3, num_heads=2, mlp_dropout=0.3, drop_path=0.2)
-        states.append(
-            (layer.proposal.weight.detach(), layer.rotary.freqs.detach(), layer(tokens(SHAPE), 1.0, SHAPE).x_out)
-        )
-    for first, same, other in zip(*states, strict=True):
-        assert torch.equal(first, same)
-        assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_dropout_and_stochastic_depth_are_for_training_only(variant: str) -> None:
     layer = make_layer(variant, mlp_dropout=0.5, drop_path=0.5)
     x = tokens(SHAPE)
@@ -220,157 +154,6 @@ def test_a_first_call_in_inference_mode(variant: str) -> None:
     got = layer(tokens(SHAPE), 1.0, SHAPE).x_out
     assert_near(got, want, 1e-6)
     got.sum().backward()
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_layers_can_be_made_without_memory_and_loaded(variant: str) -> None:
-    layer = make_layer(variant)
-    with torch.device("meta"):
-        empty = VARIANTS[variant](8, 2, 3, 2, stride=2, iters=2, mlp_ratio=2)
-    empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
-    assert torch.equal(empty(tokens(SHAPE), 1.0, SHAPE).x_out, layer(tokens(SHAPE), 1.0, SHAPE).x_out)
-
-
-@pytest.mark.parametrize("variant", [*EVERY_VARIANT, "windowed self-attention"])
-def test_factory_keywords_meet_all_parameters_alike(variant: str) -> None:
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        layer = full(variant, dtype=dtype)
-        for name, parameter in layer.named_parameters():
-            wanted = torch.promote_types(dtype, torch.float32) if "rotary" in name else dtype
-            assert parameter.dtype == wanted, name
-    assert all(p.is_meta for p in full(variant, device="meta").parameters())
-
-
-@pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("variant", [*EVERY_VARIANT, "windowed self-attention"])
-def test_parameters_can_be_reset_after_construction_without_memory(variant: str, backwards: bool) -> None:
-    """Whatever was in memory, and in whatever order modules are reset: what construction gives."""
-    made = full(variant, init_jitter_std=0.0)
-    layer = full(variant, device="meta", init_jitter_std=0.0).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.fill_(torch.nan)
-    modules = list(layer.modules())
-    for module in reversed(modules) if backwards else modules:
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    random = 0
-    for (name, want), got in zip(made.named_parameters(), layer.parameters(), strict=True):
-        if want.unique().numel() <= 2 or "freqs" in name:
-            assert torch.equal(got, want), name
-        else:
-            random += 1
-            # Drawn anew from the same distribution: uniform, so its bound tells all.
-            assert got.abs().max().item() == pytest.approx(want.abs().max().item(), rel=0.5), name
-    assert random >= 4
-
-
-def full(variant: str, **options: object) -> torch.nn.Module:
-    """A layer with every parameter that it can have."""
-    options = {"temperature": "learned", "relative_bias": variant != "dense", **options}
-    if variant in VARIANTS:
-        return VARIANTS[variant](16, 2, 3, 2, norm_tokens=True, spacing_transform="power", **options)
-    return WindowedSelfAttention(16, 2, 2, window=3, spacing_transform="power", **options)
-
-
-def test_offsets_start_at_nothing() -> None:
-    layer = full("deformable")
-    assert all(p.eq(0).all() for p in layer.offsets.parameters())
-    assert layer(torch.randn(2, 54, 16), 1.0, SHAPE).assignment.points.frac().eq(0).all()
-
-
-def test_all_variants_have_the_constructor_of_the_base() -> None:
-    base = inspect.signature(SpatialGroupingAttention).parameters
-    own = {
-        "dense": set(),
-        "sparse": {"neighborhood_kernel", "neighborhood_dilation"},
-        "deformable": {"num_points"},
-    }
-    assert not {p.kind for p in base.values()} & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
-    assert list(base)[-2:] == ["device", "dtype"]
-    assert {"base_theta", "rotary_ratio", "wavelengths", "spacing_transform"} <= base.keys()
-    for variant, layer in VARIANTS.items():
-        mine = inspect.signature(layer).parameters
-        assert mine.keys() - base.keys() == own[variant]
-        assert all(mine[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own[variant])
-        shared = [name for name in mine if name in base]
-        assert shared == list(base)
-        for name in shared:
-            assert mine[name].default == base[name].default, name
-            assert mine[name].annotation == base[name].annotation, name
-            assert mine[name].kind is base[name].kind, name
-        annotations = SpatialGroupingAttention.__init__.__annotations__
-        assert layer.__init__.__annotations__.items() >= annotations.items()
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_outputs_leave_the_graph_and_move_whole(variant: str) -> None:
-    layer, valid = make_layer(variant), torch.ones(2, *SHAPE, dtype=torch.bool)
-    output = layer(tokens(SHAPE), torch.ones(2, 2), SHAPE, valid=valid)
-    for whole in (output, output.assignment, compose([output.assignment])):
-        detached = whole.detach()
-        assert type(detached) is type(whole)
-        assert any(x.requires_grad for x in tensors_of(whole))
-        assert not any(x.requires_grad for x in tensors_of(detached))
-        moved = whole.to("meta")
-        assert type(moved) is type(whole)
-        assert all(x.is_meta for x in tensors_of(moved))
-        assert moved.to(torch.device("meta"), non_blocking=True) is not None
-    values = torch.randn(2, 15, 2)
-    assert torch.equal(output.detach().assignment.upsample(values), output.assignment.upsample(values))
-    assert output.to("cpu").grid == output.grid
-
-
-def tensors_of(tree: object) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def rebuilt(data: object, function: Callable[[torch.Tensor], torch.Tensor], dataclasses_first: bool) -> object:
-    """How libraries that train models walk through what models return.
-
-    Mappings are made anew from mappings, sequences from sequences, and of dataclasses a copy's attributes are set. What
-    is both is taken for a dataclass by lightning-utilities and for a mapping by accelerate. Whatever has a dtype is a
-    tensor to accelerate.
-    """
-
-    def again(value: object) -> object:
-        return rebuilt(value, function, dataclasses_first)
-
-    if isinstance(data, torch.Tensor) or hasattr(data, "dtype"):
-        return function(data)
-    if dataclasses.is_dataclass(data) and (dataclasses_first or not isinstance(data, Mapping)):
-        result = copy.copy(data)
-        for field in dataclasses.fields(data):
-            setattr(result, field.name, again(getattr(data, field.name)))
-        return result
-    if isinstance(data, Mapping):
-        return type(data)(OrderedDict((name, again(value)) for name, value in data.items()))
-    if isinstance(data, (tuple, list)):
-        return type(data)(map(again, data))
-    return data
-
-
-@pytest.mark.parametrize("dataclasses_first", [False, True])
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_outputs_survive_generic_container_code(variant: str, dataclasses_first: bool) -> None:
-    output = make_layer(variant)(tokens(SHAPE), 1.0, SHAPE)
-    batch = {"batch": [output, compose([output.assignment]), output.grid]}
-    cast, chain, grid = rebuilt(batch, torch.Tensor.half, dataclasses_first)["batch"]
-    assert isinstance(cast, GroupingOutput)
-    assert cast.x_out.dtype == torch.float16
-    assert output.x_out.dtype == torch.float32
-    assert list(cast) == FIELDS
-    assert cast.grid == grid == output.grid
-    assert chain.num_groups == output.assignment.num_groups
-    values = torch.randn(2, 15, 2)
-    want = output.assignment.upsample(values)
-    assert torch.equal(cast.assignment.upsample(values), want)
-    copied = copy.deepcopy(output.detach())
-    for again in (reloaded(output.detach()), copied, pickle.loads(pickle.dumps(output.detach()))):
-        assert torch.equal(again.assignment.upsample(values), want)
-        assert again.grid == output.grid
-    with pytest.raises(TypeError, match=r"must have the keys .*; got \['x_out'\]"):
-        GroupingOutput({"x_out": output.x_out})
 
 
 @pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # torch calls what it has deprecated
@@ -455,31 +238,6 @@ def test_values_that_are_not_there_are_not_read(variant: str, per_sample: bool, 
     with FakeTensorMode():
         assert shapes(2) == want
     assert shapes(0) == [(0, *shape[1:]) for shape in want]
-
-
-def reloaded(data: object) -> object:
-    """Saved and loaded with torch's defaults."""
-    file = io.BytesIO()
-    torch.save(data, file)
-    file.seek(0)
-    return torch.load(file)
-
-
-@pytest.mark.parametrize("variant", EVERY_VARIANT)
-def test_everything_is_loaded_by_default(variant: str) -> None:
-    layer = make_layer(variant, relative_bias=variant != "dense")
-    valid = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3)) < 0.8
-    for spacing in (0.5, torch.tensor([[1.0, 0.5], [0.25, 1.0]])):
-        output = layer(tokens(SHAPE), spacing, SHAPE, valid=valid).detach()
-        members, chain, usage = output.assignment, compose([output.assignment]), output.assignment.usage()
-        again = reloaded({"out": output, "all": (chain, output.grid, usage, layer.neighbourhood(SHAPE))})
-        assert torch.equal(again["out"].x_out, output.x_out)
-        assert torch.equal(again["out"].assignment.matrix(), members.matrix())
-        loaded_chain, grid, loaded_usage, neighbourhood = again["all"]
-        assert torch.equal(loaded_chain.labels(), chain.labels())
-        assert grid == output.grid
-        assert torch.equal(loaded_usage.mass, usage.mass)
-        assert neighbourhood == layer.neighbourhood(SHAPE)
 
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
