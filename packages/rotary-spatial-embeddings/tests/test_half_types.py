@@ -255,10 +255,7 @@ SHARDED: dict[str, Callable[[], tuple[nn.Module, torch.dtype]]] = {
     "FSDP2, param_dtype": lambda: (shard_apart(Model(), MixedPrecisionPolicy(**TO_BF16)), torch.float32),
 }
 
-needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch's gloo backend")
 
-
-@needs_gloo
 @pytest.mark.usefixtures("_process_group")
 @pytest.mark.filterwarnings("ignore:FSDP:UserWarning")  # of a single process, and of results that are views
 @pytest.mark.parametrize("way", SHARDED)
@@ -275,7 +272,6 @@ def test_sharded_half_models_compute_what_the_cast_model_does(way: str) -> None:
     assert all(g is not None and g.dtype == p.dtype for g, p in zip(gradients, model.parameters(), strict=True))
 
 
-@needs_gloo
 @pytest.mark.usefixtures("_process_group")
 @pytest.mark.filterwarnings("ignore:FSDP:UserWarning")
 def test_sharding_that_would_cast_them_is_refused_with_the_way_out() -> None:
@@ -287,7 +283,6 @@ def test_sharding_that_would_cast_them_is_refused_with_the_way_out() -> None:
             model(tokens())
 
 
-@needs_gloo
 @pytest.mark.usefixtures("_process_group")
 @pytest.mark.filterwarnings("ignore:FSDP:UserWarning")
 @pytest.mark.parametrize("name", MAKERS)

@@ -89,11 +89,22 @@ def test_made_in_inference_mode_and_trained_with() -> None:
 
 
 def test_made_under_another_default_device() -> None:
-    want = results(44)
+    """What is remembered from there serves: no table is on the default device of whoever asked first."""
+    chosen, entries = [], chunks.runs_of
+
+    def watched(*args: object) -> tuple[tables.Run, ...]:
+        chosen.append(args)
+        return entries(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "runs_of", watched)
+        want = results(44)
+    tables.runs_of.forget()
+    tables.tiling_of.forget()
     with torch.device("meta"):
-        tables.runs_of.__wrapped__(seen(44), chunks.TOKENS_PER_AXIS, 2, CPU)
-        got = tables.tiling_of.__wrapped__(seen(44), chunks.TOKENS_PER_AXIS)
-    assert got.axes[0].tokens.device == CPU
+        made = [tables.runs_of(*args) for args in chosen]
+    assert made
+    assert all(run.tables.tokens.device == CPU and run.tables.hidden.device == CPU for every in made for run in every)
     assert_same(results(44), want)
 
 

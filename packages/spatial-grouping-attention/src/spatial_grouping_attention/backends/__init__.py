@@ -5,7 +5,6 @@ from .engines import Backend
 from .labelling import labels
 from .operands import Gradients, Operands, Pooled, Problem
 from .selection import Selection, select
-from .semantics import logits, memberships
 
 __all__ = [
     "Backend",
@@ -17,8 +16,6 @@ __all__ = [
     "assign",
     "group",
     "labels",
-    "logits",
-    "memberships",
     "pool",
     "select",
 ]

@@ -105,7 +105,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         backend: see :func:`.functional.grouping_attention`.
         drop_path: probability, in [0, 1), of leaving out a sample's residual branch while training (stochastic
             depth, arXiv:1603.09382).
-        checkpoint: recompute every iteration in the backward pass instead of keeping its activations.
+        checkpoint: recompute attention and MLP of every iteration in the backward pass instead of keeping their
+            activations; queries are kept.
         temperature: ``"fixed"`` divides logits by the root of the head size; ``"learned"`` also multiplies them by a
             factor per head, learned as a logarithm, from 1.
         norm_tokens: whether attention reads tokens and groups through a LayerNorm (before k and v, and before q).
