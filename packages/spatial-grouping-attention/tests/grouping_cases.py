@@ -102,6 +102,31 @@ def window_entries(neighbourhood: Neighbourhood) -> Tensor:
     return torch.tensor(rows)
 
 
+@lru_cache(maxsize=256)
+def squared_distances(neighbourhood: Neighbourhood) -> Tensor:
+    """|p_i - p_j|^2 in units of the group spacing, (N_in, N_out) in float64, from the centres of receptive fields."""
+    axes = zip(
+        neighbourhood.input_shape,
+        neighbourhood.output_shape,
+        neighbourhood.stride,
+        neighbourhood.kernel_size,
+        neighbourhood.padding,
+        strict=True,
+    )
+    of_axes = []
+    for size, groups, stride, kernel, padding in axes:
+        fields = [[group * stride - padding + tap for tap in range(kernel)] for group in range(groups)]
+        centres = [sum(field) / kernel for field in fields]
+        of_axes.append([[((index - centre) / stride) ** 2 for centre in centres] for index in range(size)])
+    tokens = list(itertools.product(*(range(n) for n in neighbourhood.input_shape)))
+    groups_ = list(itertools.product(*(range(n) for n in neighbourhood.output_shape)))
+    rows = [
+        [sum(square[i][j] for square, i, j in zip(of_axes, token, group, strict=True)) for group in groups_]
+        for token in tokens
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 @dataclass(frozen=True, repr=False)
 class Case:
     """The arguments of one call, in one dtype."""
@@ -117,12 +142,15 @@ class Case:
     valid_groups: Tensor | None
     scale: float | None
     pair_bias: Tensor | None = None
+    compactness: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same numbers in another dtype; lse keeps float32 at least, as the operators return it."""
         wide = torch.promote_types(dtype, torch.float32)
         cast = {name: getattr(self, name).to(dtype) for name in ("q", "k", "v", "u")}
         biases = {name: getattr(self, name).to(dtype) for name in self._biases()}
+        if self.compactness is not None:
+            biases["compactness"] = self.compactness.to(wide)
         return replace(self, **cast, lse=self.lse.to(wide), **biases)
 
     def leaves(self) -> dict[str, Tensor]:
@@ -131,7 +159,7 @@ class Case:
         return {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
 
     def _biases(self) -> list[str]:
-        return [name for name in ("bias", "pair_bias") if getattr(self, name) is not None]
+        return [name for name in ("bias", "pair_bias", "compactness") if getattr(self, name) is not None]
 
     def with_leaves(self, leaves: dict[str, Tensor]) -> Case:
         """This case on given leaves."""
@@ -157,6 +185,7 @@ class Case:
             "scale": self.scale,
             "bias": self.bias,
             "pair_bias": self.pair_bias,
+            "compactness": self.compactness,
             "valid": self.valid,
             "valid_groups": self.valid_groups,
         }
@@ -174,6 +203,8 @@ def oracle_scores(case: Case) -> tuple[Tensor, Tensor]:
         counts = counts & (entries >= 0)
         if case.bias is not None:
             scores = scores + case.bias.flatten(1)[:, entries.clamp(min=0)]
+    if case.compactness is not None:
+        scores = scores - case.compactness[:, None, None] * squared_distances(case.neighbourhood)
     if case.pair_bias is not None:
         scores = scores + case.pair_bias
     if case.valid is not None:
@@ -260,7 +291,16 @@ def natural_sizes(case: Case) -> dict[str, float]:
         "lse": dscores,
         "bias": dscores,
         "pair_bias": dscores,
+        "compactness": dscores * _farthest(case),
     }
+
+
+def _farthest(case: Case) -> float:
+    """Largest squared distance of a token and a group that it sees, 1 at least."""
+    if case.neighbourhood is None:
+        return 1.0
+    squares = squared_distances(case.neighbourhood)
+    return max(1.0, squares[window_entries(case.neighbourhood) >= 0].max().item())
 
 
 def assert_near(got: Tensor, want: Tensor, tolerance: float, what: str = "", *, size: float = 1e-3) -> None:
@@ -328,6 +368,7 @@ def cases(draw: st.DrawFn, backend: str, *, strength: float = 1.0) -> Case:
         valid=draw(st.sampled_from((None, "some", "none in one sample"))),
         valid_groups=draw(st.sampled_from((None, None, "some", "none in one sample"))),
         scale=draw(st.sampled_from((None, 0.7))),
+        compact=neighbourhood is not None and draw(st.booleans()),
         strength=strength,
         seed=draw(st.integers(0, 2**16)),
     )
@@ -346,6 +387,7 @@ def make_case(
     valid: str | None = None,
     valid_groups: str | None = None,
     scale: float | None = None,
+    compact: bool = False,
     strength: float = 1.0,
     seed: int = 0,
 ) -> Case:
@@ -390,4 +432,5 @@ def make_case(
         *masks,
         scale,
         pairs,
+        random(heads).exp() if compact else None,
     )

@@ -15,8 +15,8 @@ OPERATORS = ("assign", "pool", "group")
 def operands(case: Case, values: torch.Tensor) -> Operands:
     """A case as the bundle that engines take."""
     scale = 1.0 / math.sqrt(case.q.shape[-1]) if case.scale is None else case.scale
-    masks = case.valid, case.valid_groups
-    return Operands(case.q, case.k, values, case.neighbourhood, scale, case.bias, *masks, case.pair_bias)
+    rest = case.bias, case.valid, case.valid_groups, case.pair_bias, case.compactness
+    return Operands(case.q, case.k, values, case.neighbourhood, scale, *rest)
 
 
 def assign(case: Case, backend: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ class AttentionAssignment(AssignmentOfHeads):
         bias: table (H, *window) added to the logits, or None.
         valid: (B, N_in) boolean, false for tokens that belong to no group; None for all.
         valid_groups: (B, N_out) boolean, false for groups that nobody sees; None for all.
+        compactness: (H,) in float32 at least, what logits lose per squared distance, or None.
         backend: see :func:`.functional.grouping_attention`.
     """
 
@@ -36,6 +37,7 @@ class AttentionAssignment(AssignmentOfHeads):
         bias: Tensor | None = None,
         valid: Tensor | None = None,
         valid_groups: Tensor | None = None,
+        compactness: Tensor | None = None,
         *,
         backend: str = "auto",
     ) -> None:
@@ -46,6 +48,7 @@ class AttentionAssignment(AssignmentOfHeads):
         self.bias = bias
         self.valid = valid
         self.valid_groups = valid_groups
+        self.compactness = compactness
         self.backend = backend
 
     @property
@@ -107,11 +110,13 @@ class AttentionAssignment(AssignmentOfHeads):
             None if self.bias is None else self.bias.to(dtype),
             self.valid,
             self.valid_groups,
+            compactness=self.compactness,
         )
 
 
 def _flatten(assignment: AttentionAssignment) -> tuple[list[Any], tuple[Any, ...]]:
-    tensors = [assignment.q, assignment.k, assignment.bias, assignment.valid, assignment.valid_groups]
+    masks = [assignment.valid, assignment.valid_groups]
+    tensors = [assignment.q, assignment.k, assignment.bias, *masks, assignment.compactness]
     return tensors, (assignment.neighbourhood, assignment.scale, assignment.backend)
 
 

@@ -52,12 +52,12 @@ def _formulas() -> dict[Any, Any]:
 
 def _forward(name: str, q: Any, k: Any, values: Any, *rest: Any, **_: Any) -> int:
     """Logits and averages."""
-    return 2 * _pairs(q, k, rest[3]) * int(q[3] + values[3])
+    return 2 * _pairs(q, k, rest[4]) * int(q[3] + values[3])
 
 
 def _backward(name: str, q: Any, k: Any, values: Any, *rest: Any, **_: Any) -> int:
     """Logits again, their gradient, and those of queries, keys and values."""
-    return 2 * _pairs(q, k, rest[3]) * int(3 * q[3] + 2 * values[3])
+    return 2 * _pairs(q, k, rest[4]) * int(3 * q[3] + 2 * values[3])
 
 
 def _pairs(q: Any, k: Any, geometry: list[int]) -> int:

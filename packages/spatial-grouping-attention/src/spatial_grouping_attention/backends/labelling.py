@@ -38,7 +38,7 @@ def labels(x: Operands, *, per_head: bool = False) -> Tensor:
         with as_given(x.q):
             return _of_heads(memberships(logits(blanked(x, "groups"))), per_head)
     geometry = [] if x.neighbourhood is None else x.neighbourhood.integers()
-    found: Tensor = _labels(x.q, x.k, x.bias, x.valid, x.valid_groups, geometry, x.scale, per_head)
+    found: Tensor = _labels(x.q, x.k, x.bias, x.compactness, x.valid, x.valid_groups, geometry, x.scale, per_head)
     return found
 
 
@@ -48,6 +48,7 @@ def _labels(
     q: Tensor,
     k: Tensor,
     bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
     geometry: list[int],
@@ -58,15 +59,15 @@ def _labels(
         return k.new_full(k.shape[:3] if per_head else k.shape[::2][:2], -1, dtype=torch.long)
     neighbourhood = Neighbourhood.from_integers(geometry) if geometry else None
     # The values' channels would only make for smaller chunks.
-    x = Operands(q, k, q, neighbourhood, scale, bias, valid=valid, valid_groups=valid_groups)
-    x = blanked(x, "groups")
+    masks = {"valid": valid, "valid_groups": valid_groups}
+    x = blanked(Operands(q, k, q, neighbourhood, scale, bias, compactness=compactness, **masks), "groups")
     if not per_head:
         return _averaged(x)
     return torch.cat([_averaged(_head(x, h)).unsqueeze(1) for h in range(q.shape[1])], 1)
 
 
 @_labels.register_fake
-def _(q, k, bias, valid, valid_groups, geometry, scale, per_head):  # type: ignore[no-untyped-def]
+def _(q, k, bias, compactness, valid, valid_groups, geometry, scale, per_head):  # type: ignore[no-untyped-def]
     batch, heads, tokens = k.shape[:3]
     return k.new_empty((batch, heads, tokens) if per_head else (batch, tokens), dtype=torch.long)
 
@@ -90,7 +91,8 @@ _labels.register_vmap(one_by_one(_labels))
 def _head(x: Operands, head: int) -> Operands:
     """The operands of one head alone."""
     q, k = x.q[:, [head]], x.k[:, [head]]
-    return x._replace(q=q, k=k, values=q, bias=None if x.bias is None else x.bias[[head]])
+    bias, compactness = (None if table is None else table[[head]] for table in (x.bias, x.compactness))
+    return x._replace(q=q, k=k, values=q, bias=bias, compactness=compactness)
 
 
 def _averaged(x: Operands) -> Tensor:
@@ -107,7 +109,10 @@ def _dense(x: Operands) -> Tensor:
     for first in range(0, x.k.shape[2], rows):
         block = slice(first, first + rows)
         valid = None if x.valid is None else x.valid[:, block]
-        part = x._replace(k=x.k[:, :, block], valid=valid, neighbourhood=None)
+        part = x._replace(k=x.k[:, :, block], valid=valid, neighbourhood=None, compactness=None)
+        if x.compactness is not None and x.neighbourhood is not None:
+            squares = x.neighbourhood.squared_distances(x.q.device, x.compactness.dtype, block)
+            part = part._replace(pair_bias=-x.compactness[None, :, None, None] * squares)
         blocks.append(_of_heads(memberships(logits(part)), per_head=False))
     return torch.cat(blocks, dim=1)
 

@@ -17,7 +17,9 @@ from ..geometry import Neighbourhood
 class Operands(NamedTuple):
     """The operands of one call; B samples, H heads, N_in fine tokens, N_out groups.
 
-    Logits are ``s_ij = scale * <k_i, q_j> + bias`` where token i sees group j, and -inf elsewhere.
+    Logits are ``s_ij = scale * <k_i, q_j> + bias - compactness * |p_i - p_j|^2`` where token i sees group j, and -inf
+    elsewhere. Positions p are in units of the group spacing, axis by axis
+    (:meth:`..geometry.Neighbourhood.squared_distances`).
     """
 
     q: Tensor
@@ -38,6 +40,8 @@ class Operands(NamedTuple):
     """(B, N_out) boolean: false groups are seen by nobody."""
     pair_bias: Tensor | None = None
     """One value for every pair (B, H, N_in, N_out), each of the sizes possibly 1."""
+    compactness: Tensor | None = None
+    """(H,) in float32 at least: what a head takes off a logit per squared distance of token and group."""
 
 
 class Pooled(NamedTuple):
@@ -61,6 +65,7 @@ class Gradients(NamedTuple):
     values: Tensor
     bias: Tensor | None
     lse: Tensor | None
+    compactness: Tensor | None = None
 
 
 @dataclass(frozen=True)

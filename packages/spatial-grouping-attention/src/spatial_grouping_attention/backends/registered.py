@@ -21,7 +21,7 @@ from ..geometry import Neighbourhood
 from .autograd import directly, is_watched, once, refuse_second_derivative, without_autocast
 from .engines import KEEPING, engine
 from .flops import announce
-from .operands import Operands, Pooled
+from .operands import Gradients, Operands, Pooled
 from .semantics import rows_like, scalars_like
 from .transforms import mapped, under_transform
 
@@ -47,7 +47,7 @@ def pool(x: Operands, lse: Tensor | None, name: str) -> Pooled:
 def _spread(x: Operands) -> tuple[Any, ...]:
     """Operands in the order of the schemas."""
     geometry = [] if x.neighbourhood is None else x.neighbourhood.integers()
-    return x.q, x.k, x.values, x.bias, x.valid, x.valid_groups, geometry, x.scale
+    return x.q, x.k, x.values, x.bias, x.compactness, x.valid, x.valid_groups, geometry, x.scale
 
 
 def _gather(
@@ -55,6 +55,7 @@ def _gather(
     k: Tensor,
     values: Tensor,
     bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
     geometry: list[int],
@@ -62,7 +63,8 @@ def _gather(
 ) -> Operands:
     """The bundle that :func:`_spread` took apart."""
     neighbourhood = Neighbourhood.from_integers(geometry) if geometry else None
-    return Operands(q, k, values, neighbourhood, scale, bias, valid=valid, valid_groups=valid_groups)
+    masks = {"valid": valid, "valid_groups": valid_groups}
+    return Operands(q, k, values, neighbourhood, scale, bias, compactness=compactness, **masks)
 
 
 @without_autocast
@@ -72,12 +74,13 @@ def _run_assign(
     k: Tensor,
     u: Tensor,
     bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
     geometry: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    out, lse = engine(name).assign(_gather(q, k, u, bias, valid, valid_groups, geometry, scale))
+    out, lse = engine(name).assign(_gather(q, k, u, bias, compactness, valid, valid_groups, geometry, scale))
     return out, lse
 
 
@@ -88,6 +91,7 @@ def _run_pool(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
     geometry: list[int],
@@ -98,7 +102,7 @@ def _run_pool(
 
     That is lse where it was given, because an operator may not return its argument.
     """
-    pooled = engine(name).pool(_gather(q, k, v, bias, valid, valid_groups, geometry, scale), given_lse)
+    pooled = engine(name).pool(_gather(q, k, v, bias, compactness, valid, valid_groups, geometry, scale), given_lse)
     lse = pooled.lse if given_lse is None else q.new_empty(0)
     return pooled.out, pooled.log_mass, lse, q.new_empty(0) if pooled.expected_q is None else pooled.expected_q
 
@@ -110,6 +114,7 @@ def _run_assign_backward(
     k: Tensor,
     u: Tensor,
     bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
     geometry: list[int],
@@ -118,11 +123,11 @@ def _run_assign_backward(
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to (q, k, u, bias), the last one empty where there is no bias."""
-    x = _gather(q, k, u, bias, valid, valid_groups, geometry, scale)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to (q, k, u, bias, compactness), of the last two empty where there is none."""
+    x = _gather(q, k, u, bias, compactness, valid, valid_groups, geometry, scale)
     gradients = engine(name).assign_backward(x, out, lse, grad_out, grad_lse)
-    return gradients.q, gradients.k, gradients.values, q.new_empty(0) if bias is None else gradients.bias
+    return gradients.q, gradients.k, gradients.values, *_of_heads(gradients, q)
 
 
 @without_autocast
@@ -132,6 +137,7 @@ def _run_pool_backward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
     geometry: list[int],
@@ -143,17 +149,25 @@ def _run_pool_backward(
     grad_out: Tensor,
     grad_mass: Tensor | None,
     grad_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to (q, k, v, bias, lse); ``grad_lse`` given means that lse is the logits' own normaliser.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to (q, k, v, bias, compactness, lse); ``grad_lse`` given means that lse is the logits' own normaliser.
 
     Then what reaches lse, from outside and through the averages, goes on into the logits, and the last result is
     unused.
     """
-    x = _gather(q, k, v, bias, valid, valid_groups, geometry, scale)
+    x = _gather(q, k, v, bias, compactness, valid, valid_groups, geometry, scale)
     pooled = Pooled(out, log_mass, lse, expected_q)
     gradients = engine(name).pool_backward(x, pooled, grad_out, grad_mass, grad_lse)
-    dbias = q.new_empty(0) if bias is None else gradients.bias
-    return gradients.q, gradients.k, gradients.values, dbias, gradients.lse
+    return gradients.q, gradients.k, gradients.values, *_of_heads(gradients, q), gradients.lse
+
+
+def _of_heads(gradients: Gradients, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients that belong to heads alone; an operator must return a tensor where there is none."""
+    dbias, dcompactness = gradients.bias, gradients.compactness
+    return (
+        q.new_empty(0) if dbias is None else dbias,
+        q.new_empty(0) if dcompactness is None else dcompactness,
+    )
 
 
 _assign = torch.library.custom_op(_OP + "assign", _run_assign, mutates_args=())
@@ -168,30 +182,33 @@ def _(name, q, k, u, *rest):  # type: ignore[no-untyped-def]
 
 
 @_pool.register_fake
-def _(name, q, k, v, bias, valid, valid_groups, geometry, scale, given_lse):  # type: ignore[no-untyped-def]
+def _(name, q, k, v, bias, compactness, valid, valid_groups, geometry, scale, given_lse):  # type: ignore[no-untyped-def]
     own = given_lse is None
     expected_q = torch.empty_like(k) if own and name in KEEPING else q.new_empty(0)
     lse = scalars_like(k) if own else q.new_empty(0)
     return rows_like(v, q.shape[2], v.shape[3]), scalars_like(q), lse, expected_q
 
 
-def _empty_gradients(q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    dbias = q.new_empty(0) if bias is None else torch.empty_like(bias)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(values), dbias
+def _empty_gradients(q: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(q.new_empty(0) if x is None else torch.empty_like(x) for x in (q, *others))
 
 
 @_assign_backward.register_fake
-def _(name, q, k, u, bias, *rest):  # type: ignore[no-untyped-def]
-    return _empty_gradients(q, k, u, bias)
+def _(name, q, k, u, bias, compactness, *rest):  # type: ignore[no-untyped-def]
+    return _empty_gradients(q, k, u, bias, compactness)
 
 
 @_pool_backward.register_fake
-def _(name, q, k, v, bias, *rest):  # type: ignore[no-untyped-def]
-    return *_empty_gradients(q, k, v, bias), scalars_like(k)
+def _(name, q, k, v, bias, compactness, *rest):  # type: ignore[no-untyped-def]
+    return *_empty_gradients(q, k, v, bias, compactness), scalars_like(k)
 
 
-_OPERANDS = 9
-"""Arguments that all four operators share: the engine's name and what :func:`_spread` yields."""
+_UNDIFFERENTIATED = (None,) * 4
+"""For what ends the arguments that all four operators share: masks, geometry and scale."""
+
+
+def _where_given(gradients: tuple[Tensor, ...], operands: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    return tuple(None if x is None else gradient for gradient, x in zip(gradients, operands, strict=False))
 
 
 def _save_assign(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -205,8 +222,8 @@ def _differentiate_assign(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | 
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     watched = _assign_backward if is_watched(grad_out, *tensors[:3]) else _assign_backward_directly
     function = _assign_backward_transformed if under_transform() else watched
-    dq, dk, du, dbias = function(ctx.name, *tensors, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse)
-    return None, dq, dk, du, None if tensors[3] is None else dbias, *(None,) * (_OPERANDS - 5)
+    gradients = function(ctx.name, *tensors, ctx.geometry, ctx.scale, out, lse, grad_out, grad_lse)
+    return None, *_where_given(gradients, tensors), *_UNDIFFERENTIATED
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -230,9 +247,9 @@ def _differentiate_pool(
     watched = _pool_backward if is_watched(grad_out, *tensors[:3]) else _pool_backward_directly
     function = _pool_backward_transformed if under_transform() else watched
     saved = (ctx.name, *tensors, ctx.geometry, ctx.scale, out, log_mass, lse, expected_q)
-    dq, dk, dv, dbias, dlse = function(*saved, grad_out, grad_mass, grad_lse)
-    dbias = None if tensors[3] is None else dbias
-    return None, dq, dk, dv, dbias, *(None,) * (_OPERANDS - 5), None if ctx.own_lse else dlse
+    *gradients, dlse = function(*saved, grad_out, grad_mass, grad_lse)
+    dlse = None if ctx.own_lse else dlse
+    return None, *_where_given(tuple(gradients), tensors), *_UNDIFFERENTIATED, dlse
 
 
 _assign.register_autograd(_differentiate_assign, setup_context=_save_assign)
@@ -252,5 +269,5 @@ _pool_backward_directly = once(_run_pool_backward)
 
 _assign_transformed = mapped(_assign, _save_assign, _differentiate_assign)
 _pool_transformed = mapped(_pool, _save_pool, _differentiate_pool)
-_assign_backward_transformed = mapped(_assign_backward, _save_nothing, refuse_second_derivative, table=3)
-_pool_backward_transformed = mapped(_pool_backward, _save_nothing, refuse_second_derivative, table=3)
+_assign_backward_transformed = mapped(_assign_backward, _save_nothing, refuse_second_derivative, tables=(3, 4))
+_pool_backward_transformed = mapped(_pool_backward, _save_nothing, refuse_second_derivative, tables=(3, 4))

@@ -24,13 +24,20 @@ def widened(dtype: torch.dtype) -> torch.dtype:
 
 
 def logits(x: Operands) -> Tensor:
-    """``s_ij = scale * <k_i, q_j> + biases``, -inf where token i does not see group j; (B, H, N_in, N_out)."""
+    """``s_ij = scale * <k_i, q_j> + biases - compactness * |p_i - p_j|^2``, -inf where token i does not see group j.
+
+    Returns:
+        (B, H, N_in, N_out).
+    """
     dtype = widened(x.q.dtype)
     scores = x.scale * products(x.k.to(dtype), x.q.to(dtype))
     if x.bias is not None and x.neighbourhood is not None:
         scores = scores + x.bias.to(dtype).flatten(1)[:, x.neighbourhood.window_index(x.bias.device)]
     if x.pair_bias is not None:
         scores = scores + x.pair_bias.to(dtype)
+    if x.compactness is not None and x.neighbourhood is not None:
+        squares = x.neighbourhood.squared_distances(x.q.device, dtype)
+        scores = scores - x.compactness.to(dtype)[:, None, None] * squares
     if x.neighbourhood is not None:
         scores = scores.masked_fill(~x.neighbourhood.mask(x.q.device), -torch.inf)
     if x.valid is not None:

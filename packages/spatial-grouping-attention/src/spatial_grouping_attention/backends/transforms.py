@@ -2,7 +2,8 @@
 
 What ``torch.library`` makes of a backward pass is not taken by ``torch.func.grad``, so under a transform each
 operator is called through an autograd function of its own. Its rule for ``vmap`` makes one call of many: the mapped
-axis becomes samples, or heads, where every mapped call has a bias table of its own or wants a gradient of one.
+axis becomes samples, or heads, where every mapped call has a table of heads (a bias, a compactness) of its own or wants
+a gradient of one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Where the bias table and the masks stand among the arguments of every operator; all other tensors have samples and
-# heads in front.
-_BIAS, _MASKS = 4, (5, 6)
+# Where what belongs to heads (bias table and compactness) and the masks stand among the arguments of every operator;
+# all other tensors have samples and heads in front.
+_TABLES, _MASKS = (4, 5), (6, 7)
 
 
 def under_transform() -> bool:
@@ -34,7 +35,10 @@ forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def mapped(
-    operator: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any], table: int | None = None
+    operator: Callable[..., Any],
+    save: Callable[..., None],
+    differentiate: Callable[..., Any],
+    tables: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """An operator with its gradient as a function that transforms take.
 
@@ -42,7 +46,7 @@ def mapped(
         operator: takes and returns what :mod:`.registered` says.
         save: its ``setup_context``.
         differentiate: its backward pass.
-        table: which of its results is the gradient of a bias table, if one is.
+        tables: which of its results are gradients of what belongs to heads.
     """
 
     class Transformed(torch.autograd.Function):
@@ -57,11 +61,12 @@ def mapped(
         def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
             dims = [dim if isinstance(arg, Tensor) else None for arg, dim in zip(args, in_dims, strict=True)]
             size = info.batch_size
-            own_table = args[_BIAS] is not None and (dims[_BIAS] is not None or table is not None)
-            if not own_table:
+            given = [i for i in _TABLES if args[i] is not None]
+            own_tables = any(dims[i] is not None for i in given) or (bool(given) and bool(tables))
+            if not own_tables:
                 return _as_samples(function, size, dims, args)
             if all(dims[mask] is None for mask in _MASKS):
-                return _as_heads(function, size, dims, args, table)
+                return _as_heads(function, size, dims, args, tables)
             return _one_by_one(function, size, dims, args)
 
     function: Callable[..., Any] = Transformed.apply
@@ -78,20 +83,24 @@ Tuples: what is in a list, torch does not differentiate, and does not say so.
 def _as_samples(function: Callable[..., Any], size: int, dims: Sequence[int | None], args: Sequence[Any]) -> Results:
     folded = list(args)
     for i, (arg, dim) in enumerate(zip(args, dims, strict=True)):
-        if isinstance(arg, Tensor) and i != _BIAS:
+        if isinstance(arg, Tensor) and i not in _TABLES:
             folded[i] = _leading(arg, dim, size).flatten(0, 1)
     return _split(function(*folded), size, [0] * len(args))
 
 
 def _as_heads(
-    function: Callable[..., Any], size: int, dims: Sequence[int | None], args: Sequence[Any], table: int | None
+    function: Callable[..., Any],
+    size: int,
+    dims: Sequence[int | None],
+    args: Sequence[Any],
+    tables: tuple[int, ...],
 ) -> Results:
     folded = list(args)
     for i, (arg, dim) in enumerate(zip(args, dims, strict=True)):
         if isinstance(arg, Tensor) and i not in _MASKS:
             leading = _leading(arg, dim, size)
-            folded[i] = leading.flatten(0, 1) if i == _BIAS else leading.movedim(0, 1).flatten(1, 2)
-    return _split(function(*folded), size, [0 if i == table else 1 for i in range(len(args))])
+            folded[i] = leading.flatten(0, 1) if i in _TABLES else leading.movedim(0, 1).flatten(1, 2)
+    return _split(function(*folded), size, [0 if i in tables else 1 for i in range(len(args))])
 
 
 def _one_by_one(function: Callable[..., Any], size: int, dims: Sequence[int | None], args: Sequence[Any]) -> Results:

@@ -23,6 +23,7 @@ def grouping_attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     pair_bias: Tensor | None = None,
+    compactness: Tensor | None = None,
     valid: Tensor | None = None,
     valid_groups: Tensor | None = None,
     backend: str = "auto",
@@ -43,6 +44,10 @@ def grouping_attention(
             ``(group - cell(token))/dilation + radius`` per axis; or, in any other shape, as ``pair_bias``.
         pair_bias: added to the logits: one value for every pair, (B, H, N_in, N_out), where any size may be 1; the
             form that no table is mistaken for.
+        compactness: (H,), not negative: logits get ``- compactness * |p_i - p_j|^2``, positions in units of the group
+            spacing along every axis, which the neighbourhood knows: a group sits at fine index ``j*stride +
+            (kernel_size - 1)/2 - padding``. The weight of place beside content in SLIC superpixels (Achanta et al.
+            2012, doi:10.1109/TPAMI.2012.120, section 3). Differentiable.
         valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
         valid_groups: (B, N_out) boolean; false groups are seen by no token, whatever they hold.
         backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
@@ -55,7 +60,7 @@ def grouping_attention(
         TypeError: a tensor is not floating, or dtypes differ.
         ValueError: shapes disagree with each other or the neighbourhood, or the backend cannot serve.
     """
-    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, pair_bias, valid, valid_groups)
+    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, pair_bias, compactness, valid, valid_groups)
     pooled = backends.group(operands, backend)
     return pooled.out, pooled.lse
 
@@ -69,6 +74,7 @@ def assign(
     scale: float | None = None,
     bias: Tensor | None = None,
     pair_bias: Tensor | None = None,
+    compactness: Tensor | None = None,
     valid: Tensor | None = None,
     valid_groups: Tensor | None = None,
     backend: str = "auto",
@@ -83,6 +89,7 @@ def assign(
         scale: factor of the products.
         bias: added to the logits.
         pair_bias: likewise.
+        compactness: how much the logits of far groups are lowered.
         valid: tokens that take part.
         valid_groups: groups that take part.
         backend: what computes.
@@ -94,7 +101,7 @@ def assign(
         TypeError: see :func:`grouping_attention`.
         ValueError: see :func:`grouping_attention`.
     """
-    operands = _bundle(q, k, "u", u, "N_out", neighbourhood, scale, bias, pair_bias, valid, valid_groups)
+    operands = _bundle(q, k, "u", u, "N_out", neighbourhood, scale, bias, pair_bias, compactness, valid, valid_groups)
     return backends.assign(operands, backend)
 
 
@@ -108,6 +115,7 @@ def pool(
     scale: float | None = None,
     bias: Tensor | None = None,
     pair_bias: Tensor | None = None,
+    compactness: Tensor | None = None,
     valid: Tensor | None = None,
     valid_groups: Tensor | None = None,
     backend: str = "auto",
@@ -123,6 +131,7 @@ def pool(
         scale: factor of the products.
         bias: added to the logits.
         pair_bias: likewise.
+        compactness: how much the logits of far groups are lowered.
         valid: tokens that take part.
         valid_groups: groups that take part.
         backend: what computes.
@@ -134,7 +143,7 @@ def pool(
         TypeError: see :func:`grouping_attention`.
         ValueError: see :func:`grouping_attention`.
     """
-    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, pair_bias, valid, valid_groups)
+    operands = _bundle(q, k, "v", v, "N_in", neighbourhood, scale, bias, pair_bias, compactness, valid, valid_groups)
     require_floating("lse", lse)
     require_sizes("lse", lse, "B H N_in", B=k.shape[0], H=k.shape[1], N_in=k.shape[2])
     return backends.pool(operands, lse.to(torch.promote_types(q.dtype, torch.float32)), backend).out
@@ -178,6 +187,7 @@ def _bundle(
     scale: float | None,
     bias: Tensor | None,
     pair_bias: Tensor | None,
+    compactness: Tensor | None,
     valid: Tensor | None,
     valid_groups: Tensor | None,
 ) -> Operands:
@@ -208,6 +218,8 @@ def _bundle(
             bias, pair_bias = None, bias
     if pair_bias is not None:
         _require_pairs(pair_bias, q, pairs)
+    if compactness is not None:
+        compactness = _require_compactness(compactness, q, neighbourhood)
     for name, mask, axis in (("valid", valid, "N_in"), ("valid_groups", valid_groups, "N_out")):
         if mask is not None:
             require_boolean(name, mask)
@@ -216,7 +228,7 @@ def _bundle(
         scale = 1.0 / math.sqrt(head_size)
     elif require_real("scale", scale) == 0.0:
         raise ValueError("scale must not be 0, or all logits would be equal, whatever q and k; got 0")
-    return Operands(q, k, values, neighbourhood, float(scale), bias, valid, valid_groups, pair_bias)
+    return Operands(q, k, values, neighbourhood, float(scale), bias, valid, valid_groups, pair_bias, compactness)
 
 
 def _require_fitting(neighbourhood: Neighbourhood, num_tokens: int, num_groups: int) -> None:
@@ -255,6 +267,15 @@ def _require_pairs(pair_bias: Tensor, q: Tensor, pairs: tuple[int, int, int, int
             f"pair_bias must have shape (B, H, N_in, N_out) = {pairs}, where any size may be 1; "
             f"got {tuple(pair_bias.shape)}"
         )
+
+
+def _require_compactness(compactness: Tensor, q: Tensor, neighbourhood: Neighbourhood | None) -> Tensor:
+    """In float32 at least: squared distances are large numbers."""
+    if neighbourhood is None:
+        raise ValueError("compactness needs a neighbourhood, which says where tokens and groups lie; got None")
+    _require_numbers_beside(q, "compactness", compactness)
+    require_sizes("compactness", compactness, "H", H=q.shape[1])
+    return compactness.to(torch.promote_types(q.dtype, torch.float32))
 
 
 def _is_table(bias: Tensor, q: Tensor, neighbourhood: Neighbourhood | None) -> bool:

@@ -28,6 +28,11 @@ class Axis:
         return -((self.stride - self.kernel) // 2) - self.padding
 
     @property
+    def centre(self) -> float:
+        """Fine index at which group 0 sits, the middle of its receptive field: (k - 1)/2 - p."""
+        return (self.kernel - 1) / 2 - self.padding
+
+    @property
     def radius(self) -> int:
         """How many groups a token sees on either side of its own, before clipping."""
         return (self.window - 1) // 2

@@ -135,10 +135,42 @@ class Neighbourhood:
             index = (index[:, None, :, None] * axis.window + entry[None, :, None, :]).flatten(0, 1).flatten(1, 2)
         return index.masked_fill(~self.mask(device), 0)
 
+    def places(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Where the tokens lie on the grid of groups: group j of an axis is at j, fine index i at (i - centre)/stride.
+
+        Returns:
+            Floating (num_inputs, ndim), exact to the last digit of ``dtype``.
+        """
+        columns = [
+            (torch.arange(axis.size, device=device, dtype=dtype) - axis.centre) / axis.stride for axis in self.axes
+        ]
+        return _product(columns)
+
+    def squared_distances(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        tokens: slice = slice(None),
+    ) -> torch.Tensor:
+        """Squared distance between tokens and groups, every axis in units of its group spacing.
+
+        Args:
+            device: where to put them.
+            dtype: floating.
+            tokens: which tokens' rows; by default all.
+
+        Returns:
+            Floating (tokens, num_groups).
+        """
+        groups = _product([torch.arange(axis.groups, device=device, dtype=dtype) for axis in self.axes])
+        squares = torch.zeros((), dtype=dtype, device=device)
+        for place, group in zip(self.places(device, dtype)[tokens].unbind(-1), groups.unbind(-1), strict=True):
+            squares = squares + (place[:, None] - group).square()
+        return squares
+
     def cells(self, device: torch.device | str | None = None) -> torch.Tensor:
         """The group whose block owns each fine token: integer (num_inputs, ndim), one coordinate per axis."""
-        grids = torch.meshgrid(*self._cells(device), indexing="ij")
-        return torch.stack([grid.flatten() for grid in grids], dim=-1)
+        return _product(self._cells(device))
 
     def _cells(self, device: torch.device | str | None) -> list[torch.Tensor]:
         """Per axis, cell(i) for every fine index i."""
@@ -156,6 +188,12 @@ class Neighbourhood:
             cells[:, None] - torch.arange(axis.groups, device=device)[None, :]
             for cells, axis in zip(self._cells(device), self.axes, strict=True)
         ]
+
+
+def _product(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One coordinate along every axis -> all points of their grid, row-major: (points, ndim)."""
+    grids = torch.meshgrid(*columns, indexing="ij")
+    return torch.stack([grid.flatten() for grid in grids], dim=-1)
 
 
 def relate(
