@@ -16,9 +16,9 @@ from RoSE import (
 )
 from RoSE.functional import cos_sin, phases
 from RoSE.transforms import LogSpacing, PowerSpacing
+from sharded_runs import CPU, WAYS, half_if_pure
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy
 
 NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 SHAPE = (20, 20)
@@ -225,47 +225,17 @@ class Model(nn.Module):
         return self.attention(x, 0.7, SHAPE)
 
 
-CPU = torch.device("cpu")
-TO_BF16 = {"param_dtype": torch.bfloat16}
-
-
-def shard_apart(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
-    """The lines of docs/rose.md."""
-    for module in model.modules():
-        if isinstance(module, RotarySpatialEmbedding):
-            fully_shard(module)
-    return fully_shard(model, mp_policy=policy)
-
-
-APART = CustomPolicy(lambda m: {"mixed_precision": None} if isinstance(m, RotarySpatialEmbedding) else False)
-SHARDED: dict[str, Callable[[], tuple[nn.Module, torch.dtype]]] = {
-    "FSDP1, model.bfloat16()": lambda: (
-        FullyShardedDataParallel(
-            Model().bfloat16(), auto_wrap_policy=ModuleWrapPolicy({RotarySpatialEmbedding}), device_id=CPU
-        ),
-        torch.bfloat16,
-    ),
-    "FSDP1, param_dtype": lambda: (
-        FullyShardedDataParallel(
-            Model(), auto_wrap_policy=APART, mixed_precision=MixedPrecision(**TO_BF16), device_id=CPU
-        ),
-        torch.float32,
-    ),
-    "FSDP2, model.bfloat16()": lambda: (shard_apart(Model().bfloat16(), MixedPrecisionPolicy()), torch.bfloat16),
-    "FSDP2, param_dtype": lambda: (shard_apart(Model(), MixedPrecisionPolicy(**TO_BF16)), torch.float32),
-}
-
-
 @pytest.mark.usefixtures("_process_group")
 @pytest.mark.filterwarnings("ignore:FSDP:UserWarning")  # of a single process, and of results that are views
-@pytest.mark.parametrize("way", SHARDED)
+@pytest.mark.parametrize("way", WAYS)
 def test_sharded_half_models_compute_what_the_cast_model_does(way: str) -> None:
     x = tokens()
     plain = Model().bfloat16()
     expected = plain(x.bfloat16())
     expected.square().sum().backward()
-    model, dtype = SHARDED[way]()
-    got = model(x.to(dtype))
+    mixed, shard = WAYS[way]
+    model = shard(half_if_pure(Model(), mixed))
+    got = model(x if mixed else x.bfloat16())
     torch.testing.assert_close(got.to(torch.bfloat16), expected, rtol=0, atol=0)
     got.square().sum().backward()
     gradients = [p.grad for p in model.parameters()]
@@ -276,11 +246,23 @@ def test_sharded_half_models_compute_what_the_cast_model_does(way: str) -> None:
 @pytest.mark.filterwarnings("ignore:FSDP:UserWarning")
 def test_sharding_that_would_cast_them_is_refused_with_the_way_out() -> None:
     for model in (
-        fully_shard(Model(), mp_policy=MixedPrecisionPolicy(**TO_BF16)),
-        FullyShardedDataParallel(Model(), mixed_precision=MixedPrecision(**TO_BF16), device_id=CPU),
+        fully_shard(Model(), mp_policy=MixedPrecisionPolicy(torch.bfloat16)),
+        FullyShardedDataParallel(Model(), mixed_precision=MixedPrecision(torch.bfloat16), device_id=CPU),
     ):
         with pytest.raises(TypeError, match="in FSDP make every RotarySpatialEmbedding a unit of its own"):
             model(tokens())
+
+
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.filterwarnings("ignore:FSDP:UserWarning")
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_one_unit_of_two_dtypes_is_refused_by_torch_in_the_words_that_the_documentation_quotes(
+    use_orig_params: bool,
+) -> None:
+    with pytest.raises(ValueError, match="Must flatten tensors with uniform dtype but got"):
+        FullyShardedDataParallel(Model().bfloat16(), use_orig_params=use_orig_params, device_id=CPU)
+    with pytest.raises(AssertionError, match="FSDP expects uniform original parameter dtype but got"):
+        fully_shard(Model().bfloat16())(tokens().bfloat16())
 
 
 @pytest.mark.usefixtures("_process_group")
