@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..operands import Gradients, Operands, Pooled, Problem
 from ..semantics import LOWEST, rows_like, scalars_like, widened
-from . import flash
+from .channels import append
+from .frames import attention, attention_backward, from_groups, from_tokens, weighted_means
 
 
 def refusals(problem: Problem) -> list[str]:
@@ -39,7 +40,7 @@ def refusals(problem: Problem) -> list[str]:
 def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """``A u`` and the tokens' normalisers."""
     q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
-    out, lse = flash.attention(k, q, u, x.scale, _group_bias(x))
+    out, lse = attention(k, q, u, x.scale, _group_bias(x), from_tokens(x))
     out, nobody = _moved(out, centre), _nobody(x)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
@@ -50,8 +51,9 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
     """Gradients of :func:`assign`; a normaliser of +inf makes all memberships of its token 0."""
     q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
     grad_out, out = grad_out.to(u.dtype), _moved(out, centre, -1).to(u.dtype)
-    dk, dq, du, _ = flash.attention_backward(grad_out, grad_lse, k, q, u, out, lse, x.scale, _group_bias(x))
-    return _gradients(x, dq, dk, du, None)
+    operands = k, q, u, out, lse, x.scale, _group_bias(x), from_tokens(x)
+    dk, dq, du, _, dbeta = attention_backward(grad_out, grad_lse, *operands)
+    return _gradients(x, dq, dk, du, None, dbeta)
 
 
 def pool(x: Operands, lse: Tensor | None) -> Pooled:
@@ -59,15 +61,15 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
     nobody, may_be_empty, expected_q = _nobody(x), lse is not None, None
     if lse is None:
-        expected_q, own = flash.attention(k, q, q, x.scale, _group_bias(x))
+        expected_q, own = attention(k, q, q, x.scale, _group_bias(x), from_tokens(x))
         expected_q, lse = _into(torch.empty_like(x.k), expected_q), _into(scalars_like(x.k), own)
     if nobody is not None:
         lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
-    out, log_mass = flash.attention(q, k, v, x.scale, _key_bias(lse))
+    out, log_mass = attention(q, k, v, x.scale, _key_bias(lse), from_groups(x))
     out = _moved(out, centre)
     if may_be_empty:
         # Where no token of the sample takes part, the kernel averages over all that do not.
-        empty = log_mass < LOWEST / 2
+        empty = (lse == torch.inf).all(-1, keepdim=True)
         if x.valid_groups is not None:
             empty = empty | ~x.valid_groups[:, None, :]
         out, log_mass = out.masked_fill(empty[..., None], 0.0), log_mass.masked_fill(empty, -torch.inf)
@@ -80,32 +82,39 @@ def pool_backward(
 ) -> Gradients:
     """Gradients of :func:`pool`; ``grad_lse`` given means that lse is the logits' own normaliser."""
     q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
-    grad_out, out, key_bias = grad_out.to(v.dtype), _moved(pooled.out, centre, -1).to(v.dtype), _key_bias(pooled.lse)
+    grad_out, out = grad_out.to(v.dtype), _moved(pooled.out, centre, -1).to(v.dtype)
+    nobody = _nobody(x)  # of whom a given lse does not know
+    key_bias = _key_bias(pooled.lse if nobody is None else pooled.lse.masked_fill(nobody, torch.inf))
     # A mass of +inf makes all shares in its group 0: an empty group has no members to send anything to.
     log_mass = pooled.log_mass.masked_fill(pooled.log_mass == -torch.inf, torch.inf)
     mass, channels = pooled.log_mass.exp()[..., None], v.shape[-1]
     measured = grad_lse is not None and v.dtype == mass.dtype
     if measured:
-        v, out, grad_out = flash.append(v, 0.0), flash.append(out, 0.0), flash.append(grad_out, mass)
-    dq, dk, dv, dbias = flash.attention_backward(grad_out, grad_mass, q, k, v, out, log_mass, x.scale, key_bias)
+        v, out, grad_out = append(v, 0.0), append(out, 0.0), append(grad_out, mass)
+    operands = q, k, v, out, log_mass, x.scale, key_bias, from_groups(x)
+    dq, dk, dv, dbias, dbeta = attention_backward(grad_out, grad_mass, *operands)
     dlse = -dbias.to(pooled.lse.dtype)  # type: ignore[union-attr]  # there is a key bias
     if grad_lse is None:
-        return _gradients(x, dq, dk, dv, dlse)
+        return _gradients(x, dq, dk, dv, dlse, dbeta)
     dlse = (dlse + grad_lse).masked_fill_(pooled.lse == torch.inf, 0.0)
     arriving = (dlse * x.scale)[..., None]
     # Where logits are large, rounding them makes a token's memberships, exp(s - l), sum up to something near one; what
     # cancels exactly in theory needs exactly one. The channel of masses has gathered that sum.
     spread = dv[..., channels:].clamp(min=0.5) if measured else 1.0
-    mean, _ = flash.attention(q, k, (arriving / spread * k).to(k.dtype), x.scale, key_bias)
+    mean, squares = weighted_means(q, k, (arriving / spread).squeeze(-1), x.scale, key_bias, from_groups(x))
+    if dbeta is not None and squares is not None:
+        dbeta = dbeta - (mass.squeeze(-1) * squares).sum((0, 2)) / x.scale
     dk = dk + arriving * pooled.expected_q  # type: ignore[operator]  # kept with the logits' own normaliser
-    return _gradients(x, dq + mass * mean, dk, dv[..., :channels], dlse)
+    return _gradients(x, dq + mass * mean, dk, dv[..., :channels], dlse, dbeta)
 
 
-def _gradients(x: Operands, dq: Tensor, dk: Tensor, dvalues: Tensor, dlse: Tensor | None) -> Gradients:
+def _gradients(
+    x: Operands, dq: Tensor, dk: Tensor, dvalues: Tensor, dlse: Tensor | None, dbeta: Tensor | None
+) -> Gradients:
     """Gradients in the operands' dtypes and places."""
     of_operands = zip((x.q, x.k, x.values), (dq, dk, dvalues), strict=True)
     dq, dk, dvalues = (_into(torch.empty_like(operand), gradient) for operand, gradient in of_operands)
-    return Gradients(dq, dk, dvalues, None, None if dlse is None else _into(scalars_like(x.k), dlse))
+    return Gradients(dq, dk, dvalues, None, None if dlse is None else _into(scalars_like(x.k), dlse), dbeta)
 
 
 def _into(room: Tensor, x: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class AxisTiles:
     """Whether the slot's token exists and sees the slot's group, (num, P, Q)."""
     window_entry: Tensor
     """Entry of a window-long table that each pair reads, (num, P, Q)."""
+    squares: Tensor
+    """Squared distance of each pair in units of the group spacing, (num, P, Q) in float64."""
 
     @property
     def num_tokens(self) -> int:
@@ -69,6 +71,7 @@ class AxisTiles:
             padded_groups=self.padded_groups[first:last] - self.padded_groups[first, 0],
             visible=self.visible[first:last],
             window_entry=self.window_entry[first:last],
+            squares=self.squares[first:last],
         )
 
 
@@ -95,6 +98,7 @@ def cut(axis: Axis, tokens_per_axis: int) -> AxisTiles:
     within = (distance.abs() <= axis.reach) & (distance % axis.dilation == 0)
     there = (groups >= 0) & (groups < axis.groups)
     exists = slots < starts[1:, None]
+    apart = (tokens[:, :, None].double() - axis.centre - axis.stride * groups[:, None, :]) / axis.stride
     entry = distance.div(axis.dilation, rounding_mode="floor") + axis.radius
     return AxisTiles(
         axis,
@@ -110,6 +114,7 @@ def cut(axis: Axis, tokens_per_axis: int) -> AxisTiles:
         padded_groups=padded_groups,
         visible=within & there[:, None, :] & exists[:, :, None],
         window_entry=entry.clamp(0, axis.window - 1),
+        squares=apart.square(),
     )
 
 

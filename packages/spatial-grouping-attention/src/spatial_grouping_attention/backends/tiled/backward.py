@@ -18,7 +18,7 @@ from .chunks import Chunk, Tiles
 def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """Gradients of ``assign``."""
     tiles = Tiles(x)
-    dq, du, dbias = tiles.sums(x.q.shape[-1]), tiles.sums(x.values.shape[-1]), BiasGradient(tiles)
+    dq, du, of_heads = tiles.sums(x.q.shape[-1]), tiles.sums(x.values.shape[-1]), GradientsOfHeads(tiles)
     dk = torch.empty_like(x.k)
     delta = _less((grad_out.to(tiles.dtype) * out).sum(-1), grad_lse)
     for chunk in tiles.chunks():
@@ -29,10 +29,9 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
         chunk.store(dk, dscores @ q)
         chunk.collect(dq, dscores.mT @ k)
         chunk.collect(du, members.mT @ g)
-        dbias.add(chunk, dscores)
-    return Gradients(
-        _of_groups(tiles, dq.mul_(x.scale), x.q), dk, _of_groups(tiles, du, x.values), dbias.result(), None
-    )
+        of_heads.add(chunk, dscores)
+    dq, du = _of_groups(tiles, dq.mul_(x.scale), x.q), _of_groups(tiles, du, x.values)
+    return Gradients(dq, dk, du, of_heads.bias(), None, of_heads.compactness())
 
 
 def pool_backward(
@@ -40,7 +39,7 @@ def pool_backward(
 ) -> Gradients:
     """Gradients of ``pool``; ``grad_lse`` given means that lse is the logits' own normaliser."""
     tiles = Tiles(x)
-    dq, dbias = tiles.sums(x.q.shape[-1]), BiasGradient(tiles)
+    dq, of_heads = tiles.sums(x.q.shape[-1]), GradientsOfHeads(tiles)
     dk, dv, dlse = torch.empty_like(x.k), torch.empty_like(x.values), tiles.per_token()
     delta = _less((grad_out.to(tiles.dtype) * pooled.out).sum(-1), grad_mass)
     # An empty group has no members to send anything to.
@@ -59,8 +58,9 @@ def pool_backward(
         chunk.store(dv, shares @ g)
         chunk.store(dk, dscores @ q)
         chunk.collect(dq, dscores.mT @ k)
-        dbias.add(chunk, dscores)
-    return Gradients(_of_groups(tiles, dq.mul_(x.scale), x.q), dk, dv, dbias.result(), dlse)
+        of_heads.add(chunk, dscores)
+    dq = _of_groups(tiles, dq.mul_(x.scale), x.q)
+    return Gradients(dq, dk, dv, of_heads.bias(), dlse, of_heads.compactness())
 
 
 def _less(delta: Tensor, grad: Tensor | None) -> Tensor:
@@ -72,21 +72,29 @@ def _of_groups(tiles: Tiles, sums: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(tiles.tiling.crop(sums).flatten(2, -2))
 
 
-class BiasGradient:
-    """The gradient of the bias table, where there is one."""
+class GradientsOfHeads:
+    """The gradients of what belongs to heads, the bias table and the compactness, where there are any."""
 
     def __init__(self, tiles: Tiles) -> None:
         """Nothing yet."""
-        self.bias = tiles.x.bias
-        self.sums = None if self.bias is None else torch.zeros_like(self.bias, dtype=tiles.dtype)
+        self.x = tiles.x
+        self.dbias, self.dcompactness = (
+            None if operand is None else torch.zeros_like(operand, dtype=tiles.dtype)
+            for operand in (self.x.bias, self.x.compactness)
+        )
 
     def add(self, chunk: Chunk, dscores: Tensor) -> None:
-        """Add the logits' gradient, summed over samples and equal offsets."""
-        if self.sums is None:
-            return
-        entry = chunk.tables.window_entry.flatten()
-        self.sums.flatten(1)[chunk.heads].index_add_(1, entry, dscores.sum(0).flatten(1))
+        """Add the logits' gradient (b, h, T, P, Q), summed over samples and over equal offsets, or all pairs."""
+        if self.dbias is not None:
+            entry = chunk.tables.window_entry.flatten()
+            self.dbias.flatten(1)[chunk.heads].index_add_(1, entry, dscores.sum(0).flatten(1))
+        if self.dcompactness is not None and chunk.tables.squares is not None:
+            self.dcompactness[chunk.heads] -= (dscores.flatten(2) @ chunk.tables.squares.flatten()).sum(0)
 
-    def result(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:
         """(H, *window) in the bias' dtype."""
-        return None if self.sums is None or self.bias is None else self.sums.to(self.bias.dtype)
+        return None if self.dbias is None or self.x.bias is None else self.dbias.to(self.x.bias.dtype)
+
+    def compactness(self) -> Tensor | None:
+        """(H,) in float32 at least."""
+        return self.dcompactness

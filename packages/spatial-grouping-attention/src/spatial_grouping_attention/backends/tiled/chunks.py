@@ -33,6 +33,7 @@ class Tiles:
         self.neighbourhood = cast(Neighbourhood, x.neighbourhood)
         self.tiling = tiling_of(self.neighbourhood, TOKENS_PER_AXIS)
         self.table = None if x.bias is None else x.bias.flatten(1).to(self.dtype)
+        self.squares = None if x.compactness is None else self.dtype
 
     def chunks(self, *, split_heads: bool = True) -> Iterator[Chunk]:
         """Cut the work along the first axis' tiles, heads and batch so that a chunk stays in the cache."""
@@ -46,7 +47,8 @@ class Tiles:
         per_head = max(1, min(heads, budget // row)) if split_heads else heads
         per_batch = max(1, min(batch, budget // (row * heads))) if per_head == heads else 1
         rows = max(1, budget // (row * per_head * per_batch))
-        for run in runs_of(self.neighbourhood, TOKENS_PER_AXIS, min(rows, tiling.axes[0].num), x.q.device):
+        rows = min(rows, tiling.axes[0].num)
+        for run in runs_of(self.neighbourhood, TOKENS_PER_AXIS, rows, x.q.device, self.squares):
             for b in range(0, batch, per_batch):
                 for h in range(0, heads, per_head):
                     yield Chunk(self, run, slice(b, b + per_batch), slice(h, h + per_head))
@@ -94,6 +96,8 @@ class Chunk:
         if self.tiles.table is not None:
             entries = self.tiles.table[self.heads].index_select(1, tables.window_entry.flatten())
             scores += entries.view(-1, *tables.window_entry.shape)
+        if x.compactness is not None and tables.squares is not None:
+            scores.addcmul_(tables.squares, x.compactness[self.heads, None, None, None], value=-1)
         scores.masked_fill_(tables.hidden, -torch.inf)
         if x.valid is not None:
             valid = x.valid[self.batch, self.run.tokens].index_select(1, tables.tokens)

@@ -36,6 +36,8 @@ class Tables:
     """True where a slot's token does not see a slot's group, (T, P, Q)."""
     window_entry: Tensor
     """Entry of a flattened window table that each pair reads, (T, P, Q) int32."""
+    squares: Tensor | None
+    """Squared distance of each pair in units of the group spacing, (T, P, Q), where it was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +89,21 @@ def tiling_of(neighbourhood: Neighbourhood, tokens_per_axis: int) -> Tiling:
 
 
 @remembered(32)
-def runs_of(neighbourhood: Neighbourhood, tokens_per_axis: int, rows: int, device: torch.device) -> tuple[Run, ...]:
-    """The runs of ``rows`` tiles along the first axis that make up a grid, with tables on a device."""
+def runs_of(
+    neighbourhood: Neighbourhood,
+    tokens_per_axis: int,
+    rows: int,
+    device: torch.device,
+    squares: torch.dtype | None = None,
+) -> tuple[Run, ...]:
+    """The runs of ``rows`` tiles along the first axis that make up a grid, with tables on a device.
+
+    ``squares`` is the type in which squared distances are wanted, None where they are not.
+    """
     first_axis, *others = tiling_of(neighbourhood, tokens_per_axis).axes
     row_of_tokens = math.prod(axis.axis.size for axis in others)
     row_of_groups = math.prod(axis.axis.groups for axis in others)
-    shared: dict[tuple[tuple[int, ...], ...], Tables] = {}
+    shared: dict[tuple[tuple[float, ...], ...], Tables] = {}
     runs = []
     for first in range(0, first_axis.num, rows):
         stretch = first_axis.stretch(first, min(first + rows, first_axis.num))
@@ -100,7 +111,7 @@ def runs_of(neighbourhood: Neighbourhood, tokens_per_axis: int, rows: int, devic
             continue
         key = _fingerprint(stretch)
         if key not in shared:
-            shared[key] = _tables((stretch, *others), device)
+            shared[key] = _tables((stretch, *others), device, squares)
         token, group = int(first_axis.starts[first]), int(first_axis.groups[first].min())
         runs.append(
             Run(
@@ -113,13 +124,13 @@ def runs_of(neighbourhood: Neighbourhood, tokens_per_axis: int, rows: int, devic
     return tuple(runs)
 
 
-def _fingerprint(axis: AxisTiles) -> tuple[tuple[int, ...], ...]:
+def _fingerprint(axis: AxisTiles) -> tuple[tuple[float, ...], ...]:
     """Equal where all tables are."""
-    tables = (axis.starts, axis.tokens, axis.groups, axis.visible, axis.window_entry)
+    tables = (axis.starts, axis.tokens, axis.groups, axis.visible, axis.window_entry, axis.squares)
     return tuple([tuple(table.flatten().tolist()) for table in tables])
 
 
-def _tables(axes: Sequence[AxisTiles], device: torch.device) -> Tables:
+def _tables(axes: Sequence[AxisTiles], device: torch.device, squares: torch.dtype | None) -> Tables:
     tiles = tuple(axis.num for axis in axes)
     visible = torch.ones((), dtype=torch.bool, device="cpu")
     entry = torch.zeros((), dtype=torch.int32, device="cpu")
@@ -135,7 +146,15 @@ def _tables(axes: Sequence[AxisTiles], device: torch.device) -> Tables:
         _slot_of_token(axes).to(device),
         visible.logical_not().reshape(pairs).to(device),
         entry.to(torch.int32).reshape(pairs).to(device),
+        None if squares is None else _squares(axes).reshape(pairs).to(squares).to(device),
     )
+
+
+def _squares(axes: Sequence[AxisTiles]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
+    for number, axis in enumerate(axes):
+        total = total + _along(axis.squares, number, len(axes))
+    return total
 
 
 def _along(table: Tensor, axis: int, ndim: int) -> Tensor:

@@ -1,0 +1,37 @@
+"""Channels beside those of queries and keys: what else is added to a logit, as products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Terms(NamedTuple):
+    """Products that are added to the logits of queries and keys: ``sum_n left_in right_jn``, in float32 at least."""
+
+    left: Tensor
+    """(N, n), of the queries: whole numbers of 256 at most, which half types hold."""
+    right: Tensor
+    """(H, M, n), of the keys."""
+
+
+def append(x: Tensor, channels: Tensor | float) -> Tensor:
+    """More channels (broadcast to x's rows), or one of the same number everywhere."""
+    if not isinstance(channels, Tensor):
+        channels = x.new_full((*x.shape[:-1], 1), channels)
+    return torch.cat((x, channels.to(x.dtype).expand(*x.shape[:-1], -1)), dim=-1)
+
+
+def pad(x: Tensor, size: int) -> Tensor:
+    """``size`` channels, next to each other in memory: the kernels read other strides wrongly."""
+    if x.shape[-1] != size:
+        return F.pad(x, (0, size - x.shape[-1]))
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def cut(x: Tensor, size: int) -> Tensor:
+    """The first ``size`` channels; where that is all of them, not a view: those refuse to be changed in place."""
+    return x if x.shape[-1] == size else x[..., :size]

@@ -1,0 +1,59 @@
+"""The attention kernels of a CPU, in float32 and float64: a bias of the keys is a mask of one row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .channels import Terms, append, cut, pad
+
+aten = torch.ops.aten
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None, terms: Terms | None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`.flash.attention`."""
+    if terms is not None:
+        q, k = append(q, terms.left), append(k, terms.right / scale)
+    value_size, size = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    q, k, v = (pad(x, size) for x in (q, k, v))
+    mask = _row(key_bias)
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+    return cut(out, value_size), lse
+
+
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    key_bias: Tensor | None,
+    terms: Terms | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """See :func:`.flash.attention_backward`."""
+    head_size, value_size = q.shape[-1], v.shape[-1]
+    if grad_lse is not None:
+        v, out, grad_out = append(v, 0.0), append(out, 1.0), append(grad_out, -grad_lse[..., None])
+    if terms is not None:
+        q, k = append(q, terms.left), append(k, terms.right / scale)
+    with_terms = q.shape[-1]
+    if key_bias is not None:
+        q, k = append(q, 1.0), append(k, 0.0)
+    size = max(q.shape[-1], v.shape[-1])
+    q, k, v, out, grad_out = (pad(x, size) for x in (q, k, v, out, grad_out))
+    dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out, q, k, v, out, lse, 0.0, False, attn_mask=_row(key_bias), scale=scale
+    )
+    dbias = None if key_bias is None else dk[..., with_terms] / scale
+    dright = None if terms is None else dk[..., head_size:with_terms] / scale
+    return cut(dq, head_size), cut(dk, head_size), cut(dv, value_size), dbias, dright
+
+
+def _row(key_bias: Tensor | None) -> Tensor | None:
+    """A mask with stride 0 over the queries is read as a row; any other is expanded to a full matrix first."""
+    return None if key_bias is None else key_bias.contiguous().unsqueeze(-2)
