@@ -72,6 +72,8 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         self.scale = require_real("scale", scale, above=0.0)
         self.max_score_bytes = require_int("max_score_bytes", max_score_bytes, minimum=1)
         self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
+        # Its own, because an adapter may stand in the embedding's place, which can be called and nothing else.
+        self.dim, self.num_heads = dim, num_heads
 
     def forward(
         self,
@@ -116,12 +118,12 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         """
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
-        _require_features(self.rotary.dim, q=q, k=k)
+        _require_features(self.dim, q=q, k=k)
         _require_one_dtype(q=q, k=k)
         self._require_affordable(q, k)
         valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
         q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
-        q, k = (torch.unflatten(x, 2, (self.rotary.num_heads, -1)).transpose(1, 2) for x in (q, k))
+        q, k = (torch.unflatten(x, 2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k))
         scores = (q * self.scale if self.scale != 1.0 else q) @ k.transpose(-2, -1)
         return scores if k_valid is None else scores.masked_fill(~k_valid[:, None, None], -torch.inf)
 
@@ -175,10 +177,10 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         """
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
-        _require_features(self.rotary.dim, q=q, k=k)
+        _require_features(self.dim, q=q, k=k)
         require_floating("v", v)
         _require_one_dtype(q=q, k=k, v=v)
-        heads = self.rotary.num_heads
+        heads = self.num_heads
         if v.dim() != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] % heads:
             raise ValueError(
                 f"v must be (batch, key tokens, value dim), a value dim divisible by {heads} heads, and k's "
@@ -193,7 +195,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         return emptied(out, valid)
 
     def _require_affordable(self, q: Tensor, k: Tensor) -> None:
-        wanted = q.shape[0] * self.rotary.num_heads * q.shape[1] * k.shape[1] * q.element_size()
+        wanted = q.shape[0] * self.num_heads * q.shape[1] * k.shape[1] * q.element_size()
         if wanted > self.max_score_bytes:
             raise ValueError(
                 f"the scores must take at most max_score_bytes = {self.max_score_bytes / 1e9:.1f} GB; got "
@@ -243,6 +245,8 @@ class RoSEMultiHeadAttention(nn.Module):
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
+        # Its own, because an adapter may stand in the embedding's place, which can be called and nothing else.
+        self.dim, self.num_heads = dim, num_heads
         self.context_dim = dim if context_dim is None else require_int("context_dim", context_dim, minimum=1)
         self.attn_dropout = require_probability("attn_dropout", attn_dropout)
         require_flag("qkv_bias", qkv_bias)
@@ -302,19 +306,19 @@ class RoSEMultiHeadAttention(nn.Module):
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
         context = x if context is None else context
-        for name, tensor, channels in (("x", x, self.rotary.dim), ("context", context, self.context_dim)):
+        for name, tensor, channels in (("x", x, self.dim), ("context", context, self.context_dim)):
             require_floating(name, tensor)
             require_sizes(name, tensor, "batch tokens channels", channels=channels, batch=x.shape[0])
         if is_nested(x) or is_nested(context):
             _require_both_nested(x, context, attn_mask)
         else:
-            require_attn_mask(attn_mask, x.shape[0], self.rotary.num_heads, x.shape[1], context.shape[1])
+            require_attn_mask(attn_mask, x.shape[0], self.num_heads, x.shape[1], context.shape[1])
         valid, k_valid = _require_valid(x, context, where, k_where, valid, k_valid)
         q = self.q_proj(emptied(x, valid))
         k, v = self.kv_proj(emptied(context, k_valid)).chunk(2, dim=-1)
         q, k = rotated(self.rotary, q, k, where, k_where)
         dropout = self.attn_dropout if self.training else 0.0
-        heads = self.rotary.num_heads
+        heads = self.num_heads
         out = attend(q, k, v, heads, k_valid=k_valid, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
         return emptied(self.proj_drop(self.proj(out)), valid)
 

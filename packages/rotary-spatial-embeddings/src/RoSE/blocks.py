@@ -158,6 +158,8 @@ class MultiResolutionBlock(nn.Module):
         """Check the arguments and set up; see the class."""
         super().__init__()
         self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
+        # Its own, because an adapter may stand in the embedding's place, which can be called and nothing else.
+        self.dim, self.num_heads, self.spatial_dims = dim, num_heads, spatial_dims
         self.attn_dropout = require_probability("attn_dropout", attn_dropout)
         require_real("norm_eps", norm_eps, minimum=0.0)
         require_flag("qkv_bias", qkv_bias)
@@ -210,7 +212,7 @@ class MultiResolutionBlock(nn.Module):
         if isinstance(x, Tensor):
             if leading_tokens:
                 raise ValueError("leading_tokens must be False unless x is a list, the leading tokens first; got True")
-            _require_parts([x], self.rotary.dim)
+            _require_parts([x], self.dim)
             return self._apply_to_parts([x], [Where(spacing, grid_shape, coordinates)], [valid], leading=False)[0]
         parts = _listed(x)
         count = len(parts) - require_flag("leading_tokens", leading_tokens)
@@ -218,7 +220,7 @@ class MultiResolutionBlock(nn.Module):
             raise ValueError(f"x must hold at least one grid's tokens; got {len(parts)} tensors")
         given = {"spacing": spacing, "grid_shape": grid_shape, "coordinates": coordinates, "valid": valid}
         *said, masks = (_per_grid(name, values, count) for name, values in given.items())
-        _require_parts(parts, self.rotary.dim)
+        _require_parts(parts, self.dim)
         return self._apply_to_parts(
             parts, [Where(*each) for each in zip(*said, strict=True)], masks, leading=leading_tokens
         )
@@ -228,7 +230,7 @@ class MultiResolutionBlock(nn.Module):
     ) -> list[Tensor]:
         lengths = [part.shape[1] for part in parts]
         gridded = parts[int(leading) :]
-        where = _one_behind_the_other(places, gridded, self.rotary.spatial_dims, lengths[0] if leading else 0)
+        where = _one_behind_the_other(places, gridded, self.spatial_dims, lengths[0] if leading else 0)
         valid = _valid_parts(parts, places, masks, leading)
 
         given = torch.cat(parts, dim=1)
@@ -236,7 +238,7 @@ class MultiResolutionBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         q, k = rotated(self.rotary, q, k, where, where)
         dropout = self.attn_dropout if self.training else 0.0
-        mixed = attend(q, k, v, self.rotary.num_heads, k_valid=valid, dropout_p=dropout)
+        mixed = attend(q, k, v, self.num_heads, k_valid=valid, dropout_p=dropout)
         x = x + self.drop_path(self.proj_drop(self.proj(mixed)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         if valid is not None:
