@@ -60,12 +60,13 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
     q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
     nobody, may_be_empty, expected_q = _nobody(x), lse is not None, None
+    frames = from_groups(x, own_lse=lse is None)
     if lse is None:
         expected_q, own = attention(k, q, q, x.scale, _group_bias(x), from_tokens(x))
         expected_q, lse = _into(torch.empty_like(x.k), expected_q), _into(scalars_like(x.k), own)
     if nobody is not None:
         lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
-    out, log_mass = attention(q, k, v, x.scale, _key_bias(lse), from_groups(x))
+    out, log_mass = attention(q, k, v, x.scale, _key_bias(lse), frames)
     out = _moved(out, centre)
     if may_be_empty:
         # Where no token of the sample takes part, the kernel averages over all that do not.
@@ -91,7 +92,8 @@ def pool_backward(
     measured = grad_lse is not None and v.dtype == mass.dtype
     if measured:
         v, out, grad_out = append(v, 0.0), append(out, 0.0), append(grad_out, mass)
-    operands = q, k, v, out, log_mass, x.scale, key_bias, from_groups(x)
+    frames = from_groups(x, own_lse=grad_lse is not None)
+    operands = q, k, v, out, log_mass, x.scale, key_bias, frames
     dq, dk, dv, dbias, dbeta = attention_backward(grad_out, grad_mass, *operands)
     dlse = -dbias.to(pooled.lse.dtype)  # type: ignore[union-attr]  # there is a key bias
     if grad_lse is None:
@@ -101,7 +103,7 @@ def pool_backward(
     # Where logits are large, rounding them makes a token's memberships, exp(s - l), sum up to something near one; what
     # cancels exactly in theory needs exactly one. The channel of masses has gathered that sum.
     spread = dv[..., channels:].clamp(min=0.5) if measured else 1.0
-    mean, squares = weighted_means(q, k, (arriving / spread).squeeze(-1), x.scale, key_bias, from_groups(x))
+    mean, squares = weighted_means(q, k, (arriving / spread).squeeze(-1), x.scale, key_bias, frames)
     if dbeta is not None and squares is not None:
         dbeta = dbeta - (mass.squeeze(-1) * squares).sum((0, 2)) / x.scale
     dk = dk + arriving * pooled.expected_q  # type: ignore[operator]  # kept with the logits' own normaliser

@@ -5,13 +5,14 @@ With x and y the places of a query and of a key as seen from some origin,
     -beta |x - y|^2  =  2 beta <x, y> - beta |y|^2 - beta |x|^2
 
 is a channel for every axis, a bias for every key, and a number of the query's own that its softmax does not see. Far
-from the origin these terms are large and nearly cancel. So queries are worked through in blocks, each with its origin
+from the origin these terms are large and nearly cancel. So queries are worked through in patches, each with its origin
 in its middle: for whatever is near to a query, and so counts, they are small, however large the grid.
+
+Keys too far from a patch to count at all are left out (:func:`_horizon`).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,67 +20,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...geometry import Neighbourhood, remembered
 from ..operands import Operands
 from ..semantics import widened
 from . import flash
 from .channels import Terms
-
-# No query is farther from its block's origin than the root of this many group spacings, so that rounding leaves about
-# 4e-6 times beta in a float32 logit.
-REACH = 64
-
-# Largest whole number up to which bfloat16 has every one.
-WHOLE = 256
+from .grids import Patch, Side, sides_of
 
 
-class Side(NamedTuple):
-    """Tokens or groups: a grid, and where its points lie in units of half a token's spacing, which are whole numbers."""
-
-    shape: tuple[int, ...]
-    starts: tuple[int, ...]
-    """Place of the first point, axis by axis."""
-    steps: tuple[int, ...]
-    """From one point to the next."""
-    blocks: tuple[tuple[slice, ...], ...]
-    """The grid cut so that no block is too large."""
-
-    def places(self, block: tuple[slice, ...], origin: tuple[int, ...], like: Tensor) -> Tensor:
-        """Places of a block's points as seen from an origin, (points, ndim) with the dtype and device of ``like``."""
-        columns = [
-            torch.arange(*where.indices(n), dtype=like.dtype, device=like.device) * step + (start - seen_from)
-            for where, n, step, start, seen_from in zip(block, self.shape, self.steps, self.starts, origin, strict=True)
-        ]
-        return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).flatten(0, -2)
-
-    def middle(self, block: tuple[slice, ...]) -> tuple[int, ...]:
-        """Place of the point in the middle of a block."""
-        indices = [(where.start + where.stop) // 2 for where in block]
-        return tuple(i * step + start for i, step, start in zip(indices, self.steps, self.starts, strict=True))
+# Largest beta |x|^2 in a patch: rounding then leaves less than 1e-5 in a float32 logit.
+LARGEST_TERM = 128.0
 
 
-@remembered(256)
-def sides_of(neighbourhood: Neighbourhood) -> tuple[Side, Side]:
-    """The tokens and the groups of a geometry."""
-    axes = neighbourhood.axes
-    widths = [2 * axis.stride for axis in axes]
-    tokens = tuple(-round(2 * axis.centre) for axis in axes), (2,) * len(axes)
-    groups = (0,) * len(axes), tuple(widths)
-    return (
-        Side(neighbourhood.input_shape, *tokens, _cut(neighbourhood.input_shape, tokens[1], widths)),
-        Side(neighbourhood.output_shape, *groups, _cut(neighbourhood.output_shape, groups[1], widths)),
-    )
+class Frame(NamedTuple):
+    """Queries that share an origin, and the keys that count for them."""
 
+    queries: Patch
+    keys: Patch
+    x: Tensor
+    """Places of the queries (L, ndim): small whole numbers."""
+    y: Tensor
+    """Places of the keys (M, ndim)."""
+    unit: Tensor
+    """Of places, in units of the group spacing, axis by axis (ndim,)."""
+    beta: Tensor
+    """(H,)."""
 
-def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: list[int]) -> tuple[tuple[slice, ...], ...]:
-    """Blocks of a grid whose points have these steps, where a group spacing is so many units wide."""
-    cuts = []
-    for n, step, width in zip(shape, steps, widths, strict=True):
-        longest = min(2 * math.sqrt(REACH / len(shape)) * width, 2 * WHOLE)
-        count = max(1, math.ceil(n * step / longest))
-        bounds = [n * i // count for i in range(count + 1)]
-        cuts.append([slice(*pair) for pair in itertools.pairwise(bounds)])
-    return tuple(itertools.product(*cuts))
+    def terms(self) -> Terms:
+        """Channels whose products are 2 beta <x, y>."""
+        return Terms(self.x, 2 * self.beta[:, None, None] * (self.y * self.unit.square()))
+
+    def squares(self) -> Tensor:
+        """beta |x|^2 of the queries, (H, L)."""
+        return self.beta[:, None] * self.lengths(self.x)
+
+    def lengths(self, places: Tensor) -> Tensor:
+        """Squared lengths in units of the group spacing, (points,)."""
+        return (places * self.unit).square().sum(-1)
+
+    def key_bias(self, bias: Tensor | None, batch: int) -> Tensor:
+        """The bias of all keys (B, H, all), or None, for those that count, less beta |y|^2: (B, H, M)."""
+        own = -self.beta[:, None] * self.lengths(self.y)
+        return own.expand(batch, -1, -1) if bias is None else self.keys.rows(bias) + own
+
+    def gradient(self, dright: Tensor, dbias: Tensor, grad_lse: Tensor | None) -> Tensor:
+        """Gradient to beta, (H,), from those to the channels, to the keys' bias and to the queries' log-sum-exp."""
+        to_products = 2 * (dright * (self.y * self.unit.square())).sum((0, 2, 3))
+        gradient = to_products - (dbias * self.lengths(self.y)).sum((0, 2))
+        return gradient if grad_lse is None else gradient - (grad_lse * self.lengths(self.x)).sum((0, 2))
 
 
 class Frames(NamedTuple):
@@ -88,83 +75,65 @@ class Frames(NamedTuple):
     queries: Side
     keys: Side
     unit: Tensor
-    """Group spacings in half a token's spacing, axis by axis (ndim,)."""
     beta: Tensor
-    """(H,) in float32 at least."""
+    horizon: tuple[float, ...]
+    """How far from a query keys count, axis by axis in the units of places."""
 
     def each(self) -> Iterator[Frame]:
-        """One block of queries after another."""
-        everything = tuple(slice(0, n) for n in self.keys.shape)
-        for block in self.queries.blocks:
-            origin = self.queries.middle(block)
-            x, y = self.queries.places(block, origin, self.unit), self.keys.places(everything, origin, self.unit)
-            yield Frame(self.queries.shape, block, x, y, self.unit, self.beta)
-
-
-class Frame(NamedTuple):
-    """Queries that share an origin, and all keys as seen from there."""
-
-    shape: tuple[int, ...]
-    block: tuple[slice, ...]
-    x: Tensor
-    """(L, ndim), small whole numbers."""
-    y: Tensor
-    """(M, ndim)."""
-    unit: Tensor
-    beta: Tensor
-
-    def rows(self, x: Tensor) -> Tensor:
-        """The block's rows of something of the queries: (B, H, N[, C]) -> (B, H, L[, C])."""
-        return self._of(x).flatten(2, 1 + len(self.shape))
-
-    def put(self, x: Tensor, rows: Tensor) -> None:
-        """Write the block's rows."""
-        place = self._of(x)
-        place.copy_(rows.reshape(place.shape))
-
-    def _of(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, 2, self.shape)[(slice(None), slice(None), *self.block)]
-
-    def terms(self) -> Terms:
-        """Channels whose products are 2 beta <x, y>."""
-        return Terms(self.x, 2 * self.beta[:, None, None] * (self.y * self.unit.square()))
-
-    def squares(self, places: Tensor) -> Tensor:
-        """beta |x|^2 of every head, (H, points)."""
-        return self.beta[:, None] * self.lengths(places)
-
-    def lengths(self, places: Tensor) -> Tensor:
-        """|x|^2 in units of the group spacing, (points,)."""
-        return (places * self.unit).square().sum(-1)
-
-    def key_bias(self, bias: Tensor | None, batch: int) -> Tensor:
-        """A bias of the keys (B, H, M) or None, less beta |y|^2."""
-        own = -self.squares(self.y)
-        return own.expand(batch, -1, -1) if bias is None else bias + own
-
-    def gradient(self, dright: Tensor, dbias: Tensor, grad_lse: Tensor | None) -> Tensor:
-        """Gradient to beta, (H,), from those to the channels, to the keys' bias and to the block's own numbers."""
-        to_products = 2 * (dright * (self.y * self.unit.square())).sum((0, 2, 3))
-        gradient = to_products - (dbias * self.lengths(self.y)).sum((0, 2))
-        return gradient if grad_lse is None else gradient - (self.rows(grad_lse) * self.lengths(self.x)).sum((0, 2))
+        """One patch of queries after another."""
+        for patch in self.queries.patches:
+            origin, keys = self.queries.middle(patch), self.queries.near(patch, self.keys, self.horizon)
+            x, y = self.queries.places(patch, origin, self.unit), self.keys.places(keys, origin, self.unit)
+            yield Frame(patch, keys, x, y, self.unit, self.beta)
 
 
 def from_tokens(x: Operands) -> Frames | None:
     """For tokens that look at groups; None where there is no compactness."""
-    return _frames(x, 0)
+    return _frames(x, tokens_look=True, horizon=True)
 
 
-def from_groups(x: Operands) -> Frames | None:
-    """For groups that look at tokens."""
-    return _frames(x, 1)
+def from_groups(x: Operands, *, own_lse: bool) -> Frames | None:
+    """For groups that look at tokens, whose normalisers are those of their own logits, or are given."""
+    return _frames(x, tokens_look=False, horizon=own_lse)
 
 
-def _frames(x: Operands, queries: int) -> Frames | None:
+def _frames(x: Operands, *, tokens_look: bool, horizon: bool) -> Frames | None:
     if x.compactness is None or x.neighbourhood is None:
         return None
-    sides, beta = sides_of(x.neighbourhood), x.compactness
-    halves = [1 / (2 * axis.stride) for axis in x.neighbourhood.axes]
-    return Frames(sides[queries], sides[1 - queries], torch.tensor(halves, dtype=beta.dtype, device=beta.device), beta)
+    beta = x.compactness
+    sides = sides_of(x.neighbourhood, _reach(beta))
+    queries, keys = (sides.tokens, sides.groups) if tokens_look else (sides.groups, sides.tokens)
+    unit = torch.tensor([1 / width for width in sides.widths], dtype=beta.dtype, device=beta.device)
+    radius = _horizon(x, sides.isolation) if horizon else math.inf
+    return Frames(queries, keys, unit, beta, tuple(radius * width for width in sides.widths))
+
+
+def _reach(beta: Tensor) -> float:
+    """How large patches may be, for the largest beta; on devices for one of 2: looking would mean waiting for them."""
+    largest = beta.max().item() if beta.device.type == "cpu" else 2.0
+    if not largest > 0:
+        return math.inf
+    # Few different sizes, so that what is remembered serves while beta is learned.
+    return 2.0 ** math.floor(math.log2(max(LARGEST_TERM / largest, 4.0)))
+
+
+def _horizon(x: Operands, isolation: float) -> float:
+    """Distance, in units of the group spacing, beyond which no membership and no share can be told from 0.
+
+    With S the largest product, h the largest distance of anything from what is nearest to it and G groups,
+
+        log A_ij  =  s_ij - l_i  <=  S - beta d^2 - (-S - beta h^2),
+
+    and a group's mass is no less than what its nearest token gives it: log M_j >= -S - beta h^2 - (S + log G). So a
+    share A_ij / M_j is below eps / N from beta (d^2 - 2 h^2) = 4 S + log(G N / eps) on. Infinite where beta is 0, where
+    masks may take away what is nearest, and on devices.
+    """
+    if x.q.device.type != "cpu" or x.valid is not None or x.valid_groups is not None:
+        return math.inf
+    longest = [rows.detach().float().norm(dim=-1).max().item() for rows in (x.q, x.k)]
+    products, beta = abs(x.scale) * math.prod(longest), x.compactness.min().item()  # type: ignore[union-attr]
+    counts = 4 * products + math.log(x.q.shape[2] * x.k.shape[2] / torch.finfo(widened(x.q.dtype)).eps)
+    return math.sqrt(2 * isolation + counts / beta) if beta > 0 and math.isfinite(counts) else math.inf
 
 
 def attention(
@@ -176,10 +145,10 @@ def attention(
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     lse = q.new_empty(q.shape[:3], dtype=widened(q.dtype))
     for frame in frames.each():
-        bias = frame.key_bias(key_bias, q.shape[0])
-        part, part_lse = flash.attention(frame.rows(q), k, v, scale, bias, frame.terms())
-        frame.put(out, part)
-        frame.put(lse, part_lse - frame.squares(frame.x))
+        operands = frame.queries.rows(q), frame.keys.rows(k), frame.keys.rows(v)
+        part, part_lse = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
+        _put(frame.queries, out, part)
+        _put(frame.queries, lse, part_lse - frame.squares())
     return out, lse
 
 
@@ -202,14 +171,16 @@ def attention_backward(
     dk, dv = (torch.zeros_like(x, dtype=widened(x.dtype)) for x in (k, v))
     dbias, dbeta = dk.new_zeros(k.shape[:3]), torch.zeros_like(frames.beta)
     for frame in frames.each():
-        of_lse = None if grad_lse is None else frame.rows(grad_lse)
-        operands = frame.rows(q), k, v, frame.rows(out), frame.rows(lse) + frame.squares(frame.x)
+        mine, theirs = frame.queries, frame.keys
+        of_lse = None if grad_lse is None else mine.rows(grad_lse)
+        operands = mine.rows(q), theirs.rows(k), theirs.rows(v), mine.rows(out), mine.rows(lse) + frame.squares()
         bias = frame.key_bias(key_bias, q.shape[0])
-        part = flash.attention_backward(frame.rows(grad_out), of_lse, *operands, scale, bias, frame.terms())
-        frame.put(dq, part[0])
+        part = flash.attention_backward(mine.rows(grad_out), of_lse, *operands, scale, bias, frame.terms())
+        _put(mine, dq, part[0])
         for total, more in zip((dk, dv, dbias), part[1:4], strict=True):
-            total += more
-        dbeta += frame.gradient(part[4], part[3], grad_lse)
+            place = theirs.of(total)
+            place += more.reshape(place.shape)
+        dbeta += frame.gradient(part[4], part[3], of_lse)
     return dq, dk, dv, dbias, dbeta
 
 
@@ -226,13 +197,19 @@ def weighted_means(
         return flash.attention(q, k, (weights * k).to(k.dtype), scale, key_bias)[0], None
     means, squares = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=widened(q.dtype))
     for frame in frames.each():
-        x, y = frame.x * frame.unit, frame.y * frame.unit
+        x, y, keys, weight = frame.x * frame.unit, frame.y * frame.unit, frame.keys.rows(k), frame.keys.rows(weights)
         places = torch.cat((y, frame.lengths(frame.y)[:, None], torch.ones_like(y[:, :1])), -1)
-        values = torch.cat((weights * k, weights * places), -1).to(k.dtype)
-        bias = frame.key_bias(key_bias, q.shape[0])
-        out = flash.attention(frame.rows(q), k, values, scale, bias, frame.terms())[0]
+        values = torch.cat((weight * keys, weight * places), -1).to(k.dtype)
+        operands = frame.queries.rows(q), keys, values
+        out, _ = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
         mean, products, lengths, total = out.split((k.shape[-1], x.shape[-1], 1, 1), -1)
-        frame.put(means, mean)
+        _put(frame.queries, means, mean)
         own = frame.lengths(frame.x) * total.squeeze(-1)
-        frame.put(squares, lengths.squeeze(-1) - 2 * (products * x).sum(-1) + own)
+        _put(frame.queries, squares, lengths.squeeze(-1) - 2 * (products * x).sum(-1) + own)
     return means, squares
+
+
+def _put(patch: Patch, x: Tensor, rows: Tensor) -> None:
+    """Write a patch's rows (B, H, L[, C]) of x (B, H, N[, C])."""
+    place = patch.of(x)
+    place.copy_(rows.reshape(place.shape))

@@ -1,0 +1,120 @@
+"""Where tokens and groups lie, in whole numbers, and patches of their grids that lie near to each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...geometry import Neighbourhood, remembered
+
+# Largest whole number up to which bfloat16 has every one.
+WHOLE = 256
+
+
+class Patch(NamedTuple):
+    """A part of a grid: one slice for every axis."""
+
+    shape: tuple[int, ...]
+    """Of the whole grid."""
+    where: tuple[slice, ...]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The patch's rows of (B, H, N[, C]): (B, H, L[, C])."""
+        return self.of(x).flatten(2, 1 + len(self.shape))
+
+    def of(self, x: Tensor) -> Tensor:
+        """The same as a view, (B, H, *patch[, C])."""
+        return torch.unflatten(x, 2, self.shape)[(slice(None), slice(None), *self.where)]
+
+
+class Side(NamedTuple):
+    """Tokens or groups: a grid whose points lie on whole numbers, in units of half a token's spacing."""
+
+    shape: tuple[int, ...]
+    starts: tuple[int, ...]
+    """Place of the first point, axis by axis."""
+    steps: tuple[int, ...]
+    """From one point to the next."""
+    patches: tuple[Patch, ...]
+    """The grid, cut so that no patch is too large."""
+
+    def places(self, patch: Patch, origin: tuple[int, ...], like: Tensor) -> Tensor:
+        """Places of a patch's points as seen from an origin, (points, ndim) with the dtype and device of ``like``."""
+        columns = [
+            torch.arange(where.start, where.stop, dtype=like.dtype, device=like.device) * step + (start - seen_from)
+            for where, step, start, seen_from in zip(patch.where, self.steps, self.starts, origin, strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).flatten(0, -2)
+
+    def middle(self, patch: Patch) -> tuple[int, ...]:
+        """Place of the point in the middle of a patch."""
+        axes = zip(patch.where, self.steps, self.starts, strict=True)
+        return tuple((where.start + where.stop) // 2 * step + start for where, step, start in axes)
+
+    def near(self, patch: Patch, other: Side, distances: tuple[float, ...]) -> Patch:
+        """The patch of the other side whose points may be within a distance, given per axis, of the patch's."""
+        near = []
+        for axis, (where, farthest) in enumerate(zip(patch.where, distances, strict=True)):
+            n, start, step = other.shape[axis], other.starts[axis], other.steps[axis]
+            first, last = (self.starts[axis] + i * self.steps[axis] for i in (where.start, where.stop - 1))
+            low = max(0, math.ceil(max(first - farthest - start, 0) / step))
+            high = min(n, math.floor(min(last + farthest - start, n * step) / step) + 1)
+            low = min(low, n - 1)
+            near.append(slice(low, max(high, low + 1)))
+        return Patch(other.shape, tuple(near))
+
+
+class Sides(NamedTuple):
+    """Both sides of a geometry."""
+
+    tokens: Side
+    groups: Side
+    widths: tuple[int, ...]
+    """Group spacings in the units of places, axis by axis."""
+    isolation: float
+    """Largest squared distance, in units of the group spacing, of a token or a group from the nearest of the other."""
+
+
+@remembered(256)
+def sides_of(neighbourhood: Neighbourhood, reach: float) -> Sides:
+    """The tokens and the groups of a geometry, cut into patches.
+
+    Args:
+        neighbourhood: the geometry.
+        reach: largest squared distance of a patch's points from its middle, in units of the group spacing.
+    """
+    axes = neighbourhood.axes
+    widths = tuple(2 * axis.stride for axis in axes)
+    twos, starts = (2,) * len(axes), tuple(-round(2 * axis.centre) for axis in axes)
+    tokens = Side(neighbourhood.input_shape, starts, twos, _cut(neighbourhood.input_shape, twos, widths, reach))
+    groups = Side(
+        neighbourhood.output_shape, (0,) * len(axes), widths, _cut(neighbourhood.output_shape, widths, widths, reach)
+    )
+    isolation = sum((_isolation(tokens, groups, axis) / width) ** 2 for axis, width in enumerate(widths))
+    return Sides(tokens, groups, widths, isolation)
+
+
+def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...], reach: float) -> tuple[Patch, ...]:
+    """Patches of a grid whose points have these steps, where a group spacing is so many units wide."""
+    cuts = []
+    for n, step, width in zip(shape, steps, widths, strict=True):
+        longest = min(2 * math.sqrt(reach / len(shape)) * width, 2 * WHOLE)
+        count = max(1, math.ceil(n * step / longest))
+        bounds = [n * i // count for i in range(count + 1)]
+        cuts.append([slice(*pair) for pair in itertools.pairwise(bounds)])
+    return tuple(Patch(shape, where) for where in itertools.product(*cuts))
+
+
+def _isolation(a: Side, b: Side, axis: int) -> int:
+    """Largest distance of a point from the nearest of the other side, along one axis."""
+
+    def farthest(points: Side, others: Side) -> int:
+        n, start, step = others.shape[axis], others.starts[axis], others.steps[axis]
+        places = (points.starts[axis] + i * points.steps[axis] for i in range(points.shape[axis]))
+        return max(abs(place - start - step * min(max(round((place - start) / step), 0), n - 1)) for place in places)
+
+    return max(farthest(a, b), farthest(b, a))
