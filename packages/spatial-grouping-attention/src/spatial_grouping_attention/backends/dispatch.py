@@ -56,7 +56,7 @@ def _pool(x: Operands, lse: Tensor | None, backend: str) -> Pooled:
 
 
 def _choose(x: Operands, backend: str) -> Backend:
-    chosen = select(problem_of(x.q, x.neighbourhood, x.bias, x.pair_bias), backend).backend
+    chosen = select(problem_of(x.q, x.neighbourhood, x.bias, x.pair_bias, x.compactness), backend).backend
     # No kernel is made for no work at all, and a matrix without entries costs nothing.
     nothing = 0 in (*x.q.shape[:3], x.k.shape[2])
     return Backend.REFERENCE if nothing else chosen

@@ -78,6 +78,8 @@ class Problem:
     neighbourhood: Neighbourhood | None
     bias: str | None
     """``None``, ``"table"`` or ``"full"``."""
+    compactness: bool = False
+    """Whether far groups have lower logits."""
 
     @property
     def dense(self) -> bool:
@@ -86,8 +88,13 @@ class Problem:
 
 
 def problem_of(
-    q: Tensor, neighbourhood: Neighbourhood | None, bias: Tensor | None, pair_bias: Tensor | None
+    q: Tensor,
+    neighbourhood: Neighbourhood | None,
+    bias: Tensor | None,
+    pair_bias: Tensor | None,
+    compactness: Tensor | None = None,
 ) -> Problem:
     """Describe a call with checked arguments."""
     kind = None if bias is None else "table"
-    return Problem(q.device, q.dtype, q.shape[-1], neighbourhood, kind if pair_bias is None else "full")
+    kind = kind if pair_bias is None else "full"
+    return Problem(q.device, q.dtype, q.shape[-1], neighbourhood, kind, compactness is not None)

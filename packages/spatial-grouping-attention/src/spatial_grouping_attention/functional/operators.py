@@ -155,6 +155,7 @@ def select(
     *,
     bias: Tensor | None = None,
     pair_bias: Tensor | None = None,
+    compactness: Tensor | None = None,
     backend: str = "auto",
 ) -> Selection:
     """Tell which backend serves a call with these arguments, and why; ``print`` it for the whole decision.
@@ -164,6 +165,7 @@ def select(
         neighbourhood: see :func:`grouping_attention`, as for all further arguments.
         bias: added to the logits.
         pair_bias: likewise.
+        compactness: how much the logits of far groups are lowered.
         backend: what is asked for.
 
     Raises:
@@ -174,7 +176,7 @@ def select(
     _require_queries(q)
     if bias is not None and not _is_table(bias, q, neighbourhood):
         bias, pair_bias = None, bias
-    return backends.select(problem_of(q, neighbourhood, bias, pair_bias), backend)
+    return backends.select(problem_of(q, neighbourhood, bias, pair_bias, compactness), backend)
 
 
 def _bundle(

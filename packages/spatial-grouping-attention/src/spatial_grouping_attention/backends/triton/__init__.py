@@ -21,6 +21,7 @@ from ..operands import Gradients, Operands, Pooled, Problem
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_CHANNELS = 128
 MOST_AXES = 3
+LONGEST_COMPACT_AXIS = 2**23
 
 # Compute capability of the oldest GPUs whose tensor cores take bfloat16.
 OLDEST_GPU = (8, 0)
@@ -49,6 +50,11 @@ def refusals(problem: Problem) -> list[str]:
         reasons.append("triton is windowed: it needs a neighbourhood")
     elif problem.neighbourhood.ndim > MOST_AXES:
         reasons.append(f"triton takes up to {MOST_AXES} axes; got {problem.neighbourhood.ndim}")
+    elif problem.compactness and max(problem.neighbourhood.input_shape) > LONGEST_COMPACT_AXIS:
+        reasons.append(
+            f"triton takes compactness on axes of up to {LONGEST_COMPACT_AXIS} tokens, whose places float32 tells "
+            f"apart; got {max(problem.neighbourhood.input_shape)}"
+        )
     if problem.bias == "full":
         reasons.append("triton takes a bias per window offset only; got one for every pair")
     return reasons

@@ -10,10 +10,18 @@ from typing import Any, NamedTuple
 
 
 class Rows(NamedTuple):
-    """A tensor of rows: where it starts, and its strides from sample, head, row and channel to the next."""
+    """A tensor of rows, or of one number per row: where it starts, and its strides from one to the next.
+
+    Kernels are compiled for ``aligned`` and ``step``, but for no other stride, most of which change with the grid.
+    """
 
     start: Any
     strides: Any
+    """All but the last, sealed (:mod:`.sealed`); in units of 16 elements if ``aligned``."""
+    aligned: Any
+    """1 where all of these are multiples of 16 elements, so that rows can be read in wide vectors, else None."""
+    step: Any
+    """The last: from channel to channel, or from number to number."""
 
 
 class Inputs(NamedTuple):
@@ -23,12 +31,14 @@ class Inputs(NamedTuple):
     k: Any
     bias: Any
     """Pointer to the table (H, window entries), contiguous."""
+    compactness: Any
+    """Pointer to one float32 per head, contiguous."""
     valid: Any
     valid_groups: Any
 
 
 class Sizes(NamedTuple):
-    """Numbers that a kernel learns at its launch; triples are one per axis."""
+    """Numbers that a kernel learns at its launch, the whole ones sealed (:mod:`.sealed`); triples are one per axis."""
 
     scale: Any
     heads: Any
@@ -43,6 +53,8 @@ class Sizes(NamedTuple):
     """Tokens before the stretch of block 0."""
     length: Any
     """Positions from 0 to the end of the longest phase."""
+    centre: Any
+    """Twice the fine index at which group 0 sits."""
 
 
 class Form(NamedTuple):
@@ -96,6 +108,8 @@ class Work(NamedTuple):
     phase: Any
     groups: Any
     """How many groups the phase has."""
+    compactness: Any
+    """The head's, or None."""
 
 
 class Slots(NamedTuple):
@@ -108,6 +122,8 @@ class Slots(NamedTuple):
     """Exists and is valid."""
     cell: Any
     """Per axis, the cell that owns a token, or the group itself, in the phase's own coordinates."""
+    place: Any
+    """Per axis, twice the fine index at which a token or group lies: a whole number, in float32."""
 
 
 class Running(NamedTuple):

@@ -20,7 +20,7 @@ _NEIGHBOURHOOD = Neighbourhood((9, 7), (5, 4), 2, 3, 1, _WINDOW, (2, 1))
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 _RESULTS = {"assign": ("out", "lse"), "pool": ("out", "log mass", "lse")}
-_LEAVES = ("q", "k", "values", "bias")
+_LEAVES = ("q", "k", "values", "bias", "compactness")
 
 
 def agrees(device: torch.device) -> None:
@@ -63,6 +63,7 @@ def _problem(operator: str, device: torch.device, dtype: torch.dtype) -> tuple[O
         bias=random(2, *_WINDOW),
         valid=random(2, tokens) < 1.0,
         valid_groups=random(2, groups) < 0.5,
+        compactness=random(2).exp(),
     )
     arriving = [random(2, 2, receivers, 16, dtype=dtype)]
     for rows in (tokens,) if operator == "assign" else (groups, tokens):
@@ -81,7 +82,7 @@ def _by_kernels(operator: str, x: Operands, arriving: list[Tensor]) -> list[Tens
         pooled = pool(x, None)
         results = pooled.out, pooled.log_mass, pooled.lse
         gradients = pool_backward(x, pooled, grad_out, grad_mass, grad_lse)
-    return [*results, *(gradient for gradient in gradients[:4] if gradient is not None)]
+    return [*results, *(gradient for leaf in _LEAVES if (gradient := getattr(gradients, leaf)) is not None)]
 
 
 def _by_formulas(operator: str, x: Operands, arriving: list[Tensor]) -> list[Tensor]:

@@ -67,7 +67,7 @@ def averages(running):
 @triton.jit
 def token_forward(x, u, lse, out, sizes, FORM: tl.constexpr):
     """Normalisers of a tile of tokens, and with ``u`` the groups' values as the tokens mix them."""
-    work = work_of_program(sizes, FORM)
+    work, sizes = work_of_program(x, sizes, FORM)
     tokens, box = tile_of_tokens(x, work, sizes, FORM)
     k_tile = load_qk(x.k, work, tokens, FORM)
     running = nothing_yet(FORM)
@@ -88,7 +88,7 @@ def token_forward(x, u, lse, out, sizes, FORM: tl.constexpr):
 @triton.jit
 def group_forward(x, v, lse, log_mass, out, sizes, FORM: tl.constexpr):
     """Averages over the members of a tile of groups, and the logarithms of the groups' masses."""
-    work = work_of_program(sizes, FORM)
+    work, sizes = work_of_program(x, sizes, FORM)
     groups = tile_of_groups(x, work, sizes, FORM)
     start, extent = members(work, sizes, FORM)
     q_tile = load_qk(x.q, work, groups, FORM)
@@ -97,7 +97,7 @@ def group_forward(x, v, lse, log_mass, out, sizes, FORM: tl.constexpr):
         tokens = step_of_tokens(step, x, work, start, extent, sizes, FORM)
         normaliser, tokens = normalised(tokens, x, lse, work)
         k_tile = load_qk(x.k, work, tokens, FORM)
-        scores, _ = logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM)
+        scores = logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM)
         running = added(running, scores - normaliser[None, :], v, work, tokens, FORM)
 
     empty = running.total == 0.0

@@ -15,7 +15,9 @@ from ...geometry import remembered
 from ..operands import Operands
 from .bundles import Form, Inputs, Rows, Sizes
 from .layout import Layout, Triple, layout_of
-from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, token_plans
+from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, table_plan, token_plans
+from .rows import UNIT
+from .sealed import seal
 
 # What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
 _PRODUCT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -26,6 +28,9 @@ _PRECISION = "ieee" if INTERPRETED else "tf32x3"
 
 # Offsets within one sample and head fit 32 bits below this.
 _NARROW = 2**31
+
+# Axes of a tensor of rows: samples, heads, rows, channels.
+_ROW_AXES = 4
 
 # Rows per program of a kernel that treats every group on its own.
 _ROW_PLAN = Plan((1, 1, 1), 64, 4, 1)
@@ -51,11 +56,33 @@ def group_pass(kernel: Any, x: Operands, tensors: Tensors, **constants: bool) ->
     """Launch a kernel whose programs are tiles of groups, with arguments as above.
 
     Returns:
-        The gradient of the bias table (H, entries), float32, if there is one and the kernel has a ``dbias`` for its
+        The gradient of the compactness (H,), float32, if there is one and the kernel has a ``dcompactness`` for its
         programs' shares.
     """
     shares = _launch(kernel, x, tensors, constants, Layout.group_programs, group_plans)
-    return None if shares is None else shares.sum((0, 1))
+    return None if shares is None else shares.sum(0)
+
+
+def table_pass(kernel: Any, x: Operands, tensors: Tensors) -> Tensor | None:
+    """Launch a kernel whose programs are runs of cells.
+
+    Returns:
+        The gradient of the bias table (H, entries), float32, if there is one.
+    """
+    if x.bias is None:
+        return None
+    layout = _layout(x)
+    batch, heads, number, head_size = x.q.shape
+    plan = table_plan(layout)
+    runs = triton.cdiv(number, plan.tile[1])
+    shares = x.q.new_empty(batch * runs, heads, layout.window, dtype=torch.float32)
+    others = {name: _rows(tensor) for name, tensor in tensors.items()}
+    form = _form(layout, plan, head_size, x.values.shape[3], x.q.dtype, _wide(x, tensors))
+    grid = (batch * runs * triton.cdiv(layout.window, plan.block) * heads,)
+    with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
+        sizes = _sizes(layout, x, (1, 1, 1))
+        kernel[grid](x=_inputs(x), **others, dbias=shares, sizes=sizes, FORM=form, **plan.options)
+    return shares.sum(0)
 
 
 def row_pass(kernel: Any, x: Operands, tensors: Tensors) -> None:
@@ -64,7 +91,8 @@ def row_pass(kernel: Any, x: Operands, tensors: Tensors) -> None:
     others = {name: _rows(tensor) for name, tensor in tensors.items()}
     form = _form(_layout(x), _ROW_PLAN, x.q.shape[3], x.values.shape[3], x.q.dtype, _wide(x, tensors))
     with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
-        kernel[heads * triton.cdiv(number, _ROW_PLAN.block), batch](**others, heads=heads, number=number, FORM=form)
+        grid = (batch * heads * triton.cdiv(number, _ROW_PLAN.block),)
+        kernel[grid](**others, heads=heads, number=number, FORM=form)
 
 
 def _launch(
@@ -75,25 +103,24 @@ def _launch(
     programs_of: Callable[[Layout, Triple], Triple],
     candidates: Callable[[Layout, int], list[Plan]],
 ) -> Tensor | None:
-    """Launch with the plan of this class of calls; the programs' shares of the bias table's gradient, if any."""
+    """Launch with the plan of this class of calls; the programs' shares of the compactness's gradient, if any."""
     layout, wide = _layout(x), _wide(x, tensors)
     batch, heads, _, head_size = x.q.shape
     channels = x.values.shape[3]
-    bias = None if x.bias is None else x.bias.flatten(1).contiguous()
-    inputs = Inputs(_rows(x.q), _rows(x.k), bias, _rows(x.valid), _rows(x.valid_groups))
+    inputs = _inputs(x)
     others: dict[str, Any] = {name: _rows(tensor) for name, tensor in tensors.items()}
 
     def run(plan: Plan) -> Tensor | None:
         programs = programs_of(layout, plan.tile)
+        number = batch * math.prod(programs)
         shares = None
-        if "dbias" in kernel.arg_names:
-            if bias is not None:
-                shares = bias.new_empty(batch, math.prod(programs), *bias.shape, dtype=torch.float32)
-            others["dbias"] = shares
-        sizes = Sizes(x.scale, heads, programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length)
+        if "dcompactness" in kernel.arg_names:
+            if x.compactness is not None:
+                shares = x.q.new_empty(number, heads, dtype=torch.float32)
+            others["dcompactness"] = shares
         form = _form(layout, plan, head_size, channels, x.q.dtype, wide)
-        grid = (heads * math.prod(programs), batch)
-        kernel[grid](x=inputs, **others, sizes=sizes, **constants, FORM=form, **plan.options)
+        sizes = _sizes(layout, x, programs)
+        kernel[(number * heads,)](x=inputs, **others, sizes=sizes, **constants, FORM=form, **plan.options)
         return shares
 
     row_bytes = _padded(max(head_size, channels)) * x.q.dtype.itemsize
@@ -110,7 +137,7 @@ def _class(kernel: Any, x: Operands, tensors: Tensors, constants: dict[str, bool
         kernel.__name__,
         *(layout.ndim, layout.stride, layout.radius, layout.reach, layout.dilation),
         *(_padded(head_size), _padded(x.values.shape[3]), x.q.dtype, x.k.stride(1) < x.k.stride(2)),
-        *(x.bias is None, x.valid is None, x.valid_groups is None),
+        *(x.bias is None, x.compactness is None, x.valid is None, x.valid_groups is None),
         *(name for name, tensor in tensors.items() if tensor is None),
         *(*constants.items(), (batch * heads * x.k.shape[2]).bit_length(), x.q.device),
     )
@@ -147,8 +174,26 @@ def _layout(x: Operands) -> Layout:
     return layout_of(x.neighbourhood)  # type: ignore[arg-type]  # windowed engines always get one
 
 
+def _inputs(x: Operands) -> Inputs:
+    bias = None if x.bias is None else x.bias.flatten(1).contiguous()
+    compactness = None if x.compactness is None else x.compactness.float().contiguous()
+    return Inputs(_rows(x.q), _rows(x.k), bias, compactness, _rows(x.valid), _rows(x.valid_groups))
+
+
+def _sizes(layout: Layout, x: Operands, programs: Triple) -> Sizes:
+    triples = programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length, layout.centre
+    return Sizes(x.scale, seal(x.q.shape[1]), *map(seal, triples))
+
+
 def _rows(x: Tensor | None) -> Rows | None:
-    return None if x is None else Rows(x, x.stride())
+    if x is None:
+        return None
+    *strides, step = x.stride()
+    unit = UNIT.value
+    # Rows alone are read in vectors; of numbers and masks a thread reads one.
+    if x.ndim == _ROW_AXES and all(stride % unit == 0 for stride in strides):
+        return Rows(x, seal(tuple(stride // unit for stride in strides)), 1, step)
+    return Rows(x, seal(tuple(strides)), None, step)
 
 
 def _padded(channels: int) -> int:

@@ -100,6 +100,11 @@ class Layout:
             lengths.append((longest - 1) * a.stride + last)
         return self._triple(lengths)
 
+    @cached_property
+    def centre(self) -> Triple:
+        """Twice the fine index at which group 0 sits, which may lie between two."""
+        return self._triple([a.kernel - 1 - 2 * a.padding for a in self.axes])
+
     @property
     def window(self) -> int:
         """Entries of a head's bias table."""

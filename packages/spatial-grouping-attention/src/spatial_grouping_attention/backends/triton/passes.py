@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..operands import Gradients, Operands, Pooled
 from ..semantics import rows_like, scalars_like
-from . import backward, forward
-from .launch import Tensors, group_pass, row_pass, token_pass
+from . import backward, forward, table
+from .launch import Tensors, group_pass, row_pass, table_pass, token_pass
 
 # Channels of values that a program holds at once.
 MOST_CHANNELS = 128
@@ -45,13 +45,17 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
     """See :func:`.triton.assign_backward`."""
     du, total = torch.empty_like(x.values), None
     for i, c in enumerate(_slices(x.values)):
-        part = x._replace(values=x.values[..., c])
+        part, grad = x._replace(values=x.values[..., c]), grad_out[..., c]
         dq, dk, delta = _room(x.q, x), _room(x.k, x), scalars_like(x.k)
-        shared: Tensors = {"u": part.values, "grad": grad_out[..., c], "lse": lse, "delta": delta}
+        shared: Tensors = {"u": part.values, "grad": grad, "lse": lse, "delta": delta}
         arriving = {"out": out[..., c], "grad_lse": grad_lse if i == 0 else None}
         token_pass(backward.assign_backward_tokens, part, {**shared, **arriving, "dk": dk})
-        dbias = group_pass(backward.assign_backward_groups, part, {**shared, "dq": dq, "du": du[..., c]})
-        total = _added(total, Gradients(dq, dk, du, dbias, None))
+        dcompactness = group_pass(backward.assign_backward_groups, part, {**shared, "dq": dq, "du": du[..., c]})
+        sides: Tensors = {"of_tokens": grad, "of_groups": part.values, "lse": lse, "log_mass": None}
+        dbias = table_pass(
+            table.table_backward, part, {**sides, "token_delta": delta, "group_delta": None, "dlse": None}
+        )
+        total = _added(total, Gradients(dq, dk, du, dbias, None, dcompactness))
     return _in_dtypes_of(x, total)
 
 
@@ -69,8 +73,13 @@ def pool_backward(
         shared |= {"delta": delta, "dlse": dlse}
         results = {"grad_lse": grad_lse if i == 0 else None, "dk": dk, "dv": dv[..., c]}
         token_pass(backward.pool_backward_tokens, part, {**shared, **results}, OWN_LSE=own_lse)
-        dbias = group_pass(backward.pool_backward_groups, part, {**shared, "dq": dq}, OWN_LSE=own_lse)
-        total = _added(total, Gradients(dq, dk, dv, dbias, dlse))
+        dcompactness = group_pass(backward.pool_backward_groups, part, {**shared, "dq": dq}, OWN_LSE=own_lse)
+        sides: Tensors = {"of_tokens": part.values, "of_groups": grad, "lse": pooled.lse, "log_mass": pooled.log_mass}
+        of_lse = dlse if own_lse else None
+        dbias = table_pass(
+            table.table_backward, part, {**sides, "token_delta": None, "group_delta": delta, "dlse": of_lse}
+        )
+        total = _added(total, Gradients(dq, dk, dv, dbias, dlse, dcompactness))
     return _in_dtypes_of(x, total)
 
 
@@ -91,7 +100,8 @@ def _added(total: Gradients | None, part: Gradients) -> Gradients:
         return part
     total.q.add_(part.q)
     total.k.add_(part.k)
-    for of_slices, of_slice in ((total.bias, part.bias), (total.lse, part.lse)):
+    of_both = (total.bias, part.bias), (total.lse, part.lse), (total.compactness, part.compactness)
+    for of_slices, of_slice in of_both:
         if of_slices is not None and of_slice is not None:
             of_slices.add_(of_slice)
     return total
@@ -99,7 +109,10 @@ def _added(total: Gradients | None, part: Gradients) -> Gradients:
 
 def _in_dtypes_of(x: Operands, total: Gradients | None) -> Gradients:
     assert total is not None  # there is at least one slice
-    dbias = None
+    dbias = dcompactness = None
     if x.bias is not None and total.bias is not None:
         dbias = torch.empty_like(x.bias).copy_(total.bias.view(x.bias.shape))
-    return Gradients(total.q.to(x.q.dtype), total.k.to(x.k.dtype), total.values, dbias, total.lse)
+    if x.compactness is not None and total.compactness is not None:
+        dcompactness = torch.empty_like(x.compactness).copy_(total.compactness)
+    dq, dk = total.q.to(x.q.dtype), total.k.to(x.k.dtype)
+    return Gradients(dq, dk, total.values, dbias, total.lse, dcompactness)

@@ -48,6 +48,9 @@ STEP_BYTES = 8192
 # Rows of the other side per step at most: beyond this, tiles see too few of them.
 STEP_ROWS = 64
 
+# Cells that a program of the pass for a bias table walks over, so that its shares stay fewer than the groups' rows.
+CELLS = 64
+
 # Steps whose loads are in flight at once.
 STAGES = 2
 
@@ -94,6 +97,12 @@ def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
     most = min(GROUP_TILE_BYTES // row_bytes, math.prod(layout.longest))
     tiles = _small_enough(GROUP_TILES[layout.ndim], most)
     return [Plan(tile, _step(row_bytes), warps, STAGES) for tile, warps in tiles]
+
+
+def table_plan(layout: Layout) -> Plan:
+    """The plan of the pass for a bias table: a run of cells, so many tokens at a time, so many entries at a time."""
+    entries = max(SMALLEST_PRODUCT, min(int(triton.next_power_of_2(layout.window)), STEP_ROWS))
+    return Plan((1, CELLS, SMALLEST_PRODUCT), entries, entries // SMALLEST_PRODUCT, 1)
 
 
 def _small_enough(tiles: tuple[tuple[Triple, int], ...], rows: int) -> list[tuple[Triple, int]]:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .bundles import Work
+from .sealed import opened_sizes
 
 
 @triton.jit
@@ -41,18 +42,36 @@ def split_phase(number, groups, DILATION: tl.constexpr):
 
 
 @triton.jit
-def work_of_program(sizes, FORM: tl.constexpr):
-    """What a program works on; heads are fastest because their rows are neighbours in memory."""
+def work_of_program(x, sizes, FORM: tl.constexpr):
+    """What a program works on, and the sizes opened.
+
+    Heads are fastest because their rows are neighbours in memory. Samples are in the same axis of the launch, because
+    only the first may have more than 65,535 programs.
+    """
+    sizes = opened_sizes(sizes)
     index = tl.program_id(0)
     head = index % sizes.heads
     index = index // sizes.heads
+    per_sample = sizes.programs[0] * sizes.programs[1] * sizes.programs[2]
+    batch = index // per_sample
+    index = index % per_sample
     n0 = index // (sizes.programs[1] * sizes.programs[2])
     n1 = (index // sizes.programs[2]) % sizes.programs[1]
     n2 = index % sizes.programs[2]
     p0, t0, g0 = split_phase(n0, sizes.groups[0], FORM.dilation[0])
     p1, t1, g1 = split_phase(n1, sizes.groups[1], FORM.dilation[1])
     p2, t2, g2 = split_phase(n2, sizes.groups[2], FORM.dilation[2])
-    return Work(tl.program_id(1), head, (t0, t1, t2), (p0, p1, p2), (g0, g1, g2))
+    work = Work(batch, head, (t0, t1, t2), (p0, p1, p2), (g0, g1, g2), compactness_of(x, head))
+    return work, sizes
+
+
+@triton.jit
+def compactness_of(x, head):
+    """A head's compactness, or None where there is none."""
+    if x.compactness is None:
+        return None
+    else:
+        return tl.load(x.compactness + head)
 
 
 @triton.jit
@@ -75,10 +94,13 @@ def token_on_axis(position, work, sizes, AXIS: tl.constexpr, FORM: tl.constexpr)
 
 @triton.jit
 def tokens_at(e0, e1, e2, work, sizes, FORM: tl.constexpr):
-    """Flat token index of positions, whether they exist, and their cells per axis."""
-    index, c2, exists = token_on_axis(e2, work, sizes, 2, FORM)
+    """Flat token index of positions, whether they exist, their cells and their places per axis."""
+    i2, c2, exists = token_on_axis(e2, work, sizes, 2, FORM)
+    i1 = e1
+    i0 = e0
     c1 = e1
     c0 = e0
+    index = i2
     if FORM.axes >= 2:
         i1, c1, x1 = token_on_axis(e1, work, sizes, 1, FORM)
         index += i1 * sizes.size[2]
@@ -87,21 +109,62 @@ def tokens_at(e0, e1, e2, work, sizes, FORM: tl.constexpr):
         i0, c0, x0 = token_on_axis(e0, work, sizes, 0, FORM)
         index += i0 * sizes.size[1] * sizes.size[2]
         exists = exists & x0
-    return index, exists, (c0, c1, c2)
+    return index, exists, (c0, c1, c2), places_of_tokens(i0, i1, i2)
 
 
 @triton.jit
 def groups_at(j0, j1, j2, work, sizes, FORM: tl.constexpr):
-    """Flat group index of per-axis groups of a phase, and whether they exist."""
-    index = work.phase[2] + FORM.dilation[2] * j2
+    """Flat group index of per-axis groups of a phase, whether they exist, and their places per axis."""
+    g0 = work.phase[0] + FORM.dilation[0] * j0
+    g1 = work.phase[1] + FORM.dilation[1] * j1
+    g2 = work.phase[2] + FORM.dilation[2] * j2
     exists = (j2 >= 0) & (j2 < work.groups[2])
     if FORM.axes >= 2:
-        index += (work.phase[1] + FORM.dilation[1] * j1) * sizes.groups[2]
         exists = exists & (j1 >= 0) & (j1 < work.groups[1])
     if FORM.axes == 3:
-        index += (work.phase[0] + FORM.dilation[0] * j0) * sizes.groups[1] * sizes.groups[2]
         exists = exists & (j0 >= 0) & (j0 < work.groups[0])
-    return index, exists
+    return group_index(g0, g1, g2, sizes, FORM), exists, places_of_groups(g0, g1, g2, sizes, FORM)
+
+
+@triton.jit
+def group_index(g0, g1, g2, sizes, FORM: tl.constexpr):
+    """Flat index of per-axis groups."""
+    index = g2
+    if FORM.axes >= 2:
+        index += g1 * sizes.groups[2]
+    if FORM.axes == 3:
+        index += g0 * sizes.groups[1] * sizes.groups[2]
+    return index
+
+
+@triton.jit
+def places_of_tokens(i0, i1, i2):
+    """Twice the fine indices of tokens per axis."""
+    return (2 * i0).to(tl.float32), (2 * i1).to(tl.float32), (2 * i2).to(tl.float32)
+
+
+@triton.jit
+def places_of_groups(g0, g1, g2, sizes, FORM: tl.constexpr):
+    """Twice the fine indices at which groups sit per axis."""
+    return (
+        (2 * FORM.stride[0] * g0 + sizes.centre[0]).to(tl.float32),
+        (2 * FORM.stride[1] * g1 + sizes.centre[1]).to(tl.float32),
+        (2 * FORM.stride[2] * g2 + sizes.centre[2]).to(tl.float32),
+    )
+
+
+@triton.jit
+def squared_distances(a0, a1, a2, b0, b1, b2, FORM: tl.constexpr):
+    """Squared distances of places, every axis in units of its group spacing.
+
+    Places are whole numbers, so their differences are exact; far from the origin no digit is lost.
+    """
+    squares = (a2 - b2) * (a2 - b2) * (0.25 / (FORM.stride[2] * FORM.stride[2]))
+    if FORM.axes >= 2:
+        squares += (a1 - b1) * (a1 - b1) * (0.25 / (FORM.stride[1] * FORM.stride[1]))
+    if FORM.axes == 3:
+        squares += (a0 - b0) * (a0 - b0) * (0.25 / (FORM.stride[0] * FORM.stride[0]))
+    return squares
 
 
 @triton.jit

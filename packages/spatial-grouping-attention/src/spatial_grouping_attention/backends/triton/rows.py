@@ -8,11 +8,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .sealed import opened
+
+# Elements of what strides of aligned rows count.
+UNIT = tl.constexpr(16)
+
+
+@triton.jit
+def in_elements(offset, x):
+    """An offset in elements, from one in what the strides count."""
+    if x.aligned is None:
+        return offset
+    else:
+        return offset * UNIT
+
 
 @triton.jit
 def rows_of(x, work):
     """Pointer to a sample's and head's rows; in 64 bits, because whole batches can be that large."""
-    return x.start + work.batch.to(tl.int64) * x.strides[0] + work.head.to(tl.int64) * x.strides[1]
+    offset = work.batch.to(tl.int64) * opened(x.strides[0]) + work.head.to(tl.int64) * opened(x.strides[1])
+    return x.start + in_elements(offset, x)
 
 
 @triton.jit
@@ -21,7 +36,8 @@ def row_pointers(x, work, slots, PADDED: tl.constexpr, WIDE: tl.constexpr):
     index = slots.index
     if WIDE:
         index = index.to(tl.int64)
-    return rows_of(x, work) + index[:, None] * x.strides[2] + tl.arange(0, PADDED)[None, :] * x.strides[3]
+    offset = in_elements(index * opened(x.strides[2]), x)
+    return rows_of(x, work) + offset[:, None] + tl.arange(0, PADDED)[None, :] * x.step
 
 
 @triton.jit
@@ -71,7 +87,7 @@ def store_uv(x, work, slots, rows, FORM: tl.constexpr):
 @triton.jit
 def row_scalars(x, work, slots):
     """Pointers to one number per row."""
-    return rows_of(x, work) + slots.index * x.strides[2]
+    return rows_of(x, work) + slots.index * x.step
 
 
 @triton.jit
@@ -81,6 +97,13 @@ def load_scalars(x, work, slots):
         return tl.zeros((slots.index.shape[0],), tl.float32)
     else:
         return tl.load(row_scalars(x, work, slots), mask=slots.takes_part, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_masses(log_mass, work, groups):
+    """Logarithms of the groups' masses; +inf for empty groups, which have no members to send anything to."""
+    mass = load_scalars(log_mass, work, groups)
+    return tl.where(mass == -float("inf"), float("inf"), mass)
 
 
 @triton.jit
@@ -95,5 +118,5 @@ def load_valid(valid, work, index, exists):
     if valid is None:
         return exists
     else:
-        pointers = valid.start + work.batch.to(tl.int64) * valid.strides[0] + index * valid.strides[1]
+        pointers = valid.start + work.batch.to(tl.int64) * opened(valid.strides[0]) + index * valid.step
         return tl.load(pointers, mask=exists, other=0) != 0

@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 
 from .bundles import Slots
-from .relation import first_group, first_position, groups_at, members_on_axis, tokens_at, unravel, window_entry
+from .relation import (
+    first_group,
+    first_position,
+    groups_at,
+    members_on_axis,
+    squared_distances,
+    tokens_at,
+    unravel,
+    window_entry,
+)
 from .rows import load_valid, row_scalars
 
 
@@ -21,8 +30,8 @@ def tile_of_tokens(x, work, sizes, FORM: tl.constexpr):
     e1 = first_position(work, sizes, 1, FORM)
     e2 = first_position(work, sizes, 2, FORM)
     f0, f1, f2 = unravel(tl.arange(0, FORM.tile_rows), FORM.tile[1], FORM.tile[2], FORM.axes)
-    index, exists, cell = tokens_at(e0 + f0, e1 + f1, e2 + f2, work, sizes, FORM)
-    tokens = Slots(index, exists, load_valid(x.valid, work, index, exists), cell)
+    index, exists, cell, place = tokens_at(e0 + f0, e1 + f1, e2 + f2, work, sizes, FORM)
+    tokens = Slots(index, exists, load_valid(x.valid, work, index, exists), cell, place)
     box = (first_group(e0, work, 0, FORM), first_group(e1, work, 1, FORM), first_group(e2, work, 2, FORM))
     return tokens, box
 
@@ -33,9 +42,9 @@ def step_of_groups(step, x, work, box, sizes, FORM: tl.constexpr):
     slot = step * FORM.block + tl.arange(0, FORM.block)
     b0, b1, b2 = unravel(slot, FORM.box[1], FORM.box[2], FORM.axes)
     cell = (box[0] + b0, box[1] + b1, box[2] + b2)
-    index, exists = groups_at(cell[0], cell[1], cell[2], work, sizes, FORM)
+    index, exists, place = groups_at(cell[0], cell[1], cell[2], work, sizes, FORM)
     exists = exists & (slot < FORM.box_rows)
-    return Slots(index, exists, load_valid(x.valid_groups, work, index, exists), cell)
+    return Slots(index, exists, load_valid(x.valid_groups, work, index, exists), cell, place)
 
 
 @triton.jit
@@ -45,8 +54,8 @@ def tile_of_groups(x, work, sizes, FORM: tl.constexpr):
     j0 = work.tile[0] * FORM.tile[0] + f0
     j1 = work.tile[1] * FORM.tile[1] + f1
     j2 = work.tile[2] * FORM.tile[2] + f2
-    index, exists = groups_at(j0, j1, j2, work, sizes, FORM)
-    return Slots(index, exists, load_valid(x.valid_groups, work, index, exists), (j0, j1, j2))
+    index, exists, place = groups_at(j0, j1, j2, work, sizes, FORM)
+    return Slots(index, exists, load_valid(x.valid_groups, work, index, exists), (j0, j1, j2), place)
 
 
 @triton.jit
@@ -63,9 +72,9 @@ def step_of_tokens(step, x, work, start, extent, sizes, FORM: tl.constexpr):
     """The next members."""
     slot = step * FORM.block + tl.arange(0, FORM.block)
     b0, b1, b2 = unravel(slot, extent[1], extent[2], FORM.axes)
-    index, exists, cell = tokens_at(start[0] + b0, start[1] + b1, start[2] + b2, work, sizes, FORM)
+    index, exists, cell, place = tokens_at(start[0] + b0, start[1] + b1, start[2] + b2, work, sizes, FORM)
     exists = exists & (slot < extent[0] * extent[1] * extent[2])
-    return Slots(index, exists, load_valid(x.valid, work, index, exists), cell)
+    return Slots(index, exists, load_valid(x.valid, work, index, exists), cell, place)
 
 
 @triton.jit
@@ -78,7 +87,20 @@ def normalised(tokens, x, lse, work):
     if x.valid_groups is None:
         return normaliser, tokens
     else:
-        return normaliser, Slots(tokens.index, tokens.exists, normaliser < float("inf"), tokens.cell)
+        return normaliser, Slots(tokens.index, tokens.exists, normaliser < float("inf"), tokens.cell, tokens.place)
+
+
+@triton.jit
+def squares_between(rows, columns, x, FORM: tl.constexpr):
+    """Squared distances of tokens and groups, or of groups and tokens; None where nothing depends on them."""
+    if x.compactness is None:
+        return None
+    else:
+        a = rows.place
+        b = columns.place
+        return squared_distances(
+            a[0][:, None], a[1][:, None], a[2][:, None], b[0][None, :], b[1][None, :], b[2][None, :], FORM
+        )
 
 
 @triton.jit
@@ -93,25 +115,27 @@ def logits_by_token(tokens, groups, k_tile, q_tile, x, work, sizes, FORM: tl.con
         c[0][:, None], c[1][:, None], c[2][:, None], j[0][None, :], j[1][None, :], j[2][None, :], FORM
     )
     visible = visible & groups.takes_part[None, :]
-    return logits(k_tile, q_tile, visible, entry, x, work, sizes, FORM)
+    return logits(k_tile, q_tile, visible, entry, squares_between(tokens, groups, x, FORM), x, work, sizes, FORM)
 
 
 @triton.jit
 def logits_by_group(tokens, groups, q_tile, k_tile, x, work, sizes, FORM: tl.constexpr):
-    """The same with groups first, and the window's entry of every pair."""
+    """The same with groups first."""
     c = tokens.cell
     j = groups.cell
     visible, entry = window_entry(
         c[0][None, :], c[1][None, :], c[2][None, :], j[0][:, None], j[1][:, None], j[2][:, None], FORM
     )
     visible = visible & groups.takes_part[:, None]
-    return logits(q_tile, k_tile, visible, entry, x, work, sizes, FORM), entry
+    return logits(q_tile, k_tile, visible, entry, squares_between(groups, tokens, x, FORM), x, work, sizes, FORM)
 
 
 @triton.jit
-def logits(rows, columns, visible, entry, x, work, sizes, FORM: tl.constexpr):
-    """Scaled products of rows and columns, and the entries of the head's table if there is one."""
+def logits(rows, columns, visible, entry, squares, x, work, sizes, FORM: tl.constexpr):
+    """Scaled products of rows and columns, with what the bias table adds and compactness takes off."""
     scores = tl.dot(rows, tl.trans(columns), input_precision=FORM.precision) * sizes.scale
     if x.bias is not None:
         scores += tl.load(x.bias + work.head * FORM.window + entry, mask=visible, other=0.0).to(tl.float32)
+    if squares is not None:
+        scores -= work.compactness * squares
     return tl.where(visible, scores, -float("inf"))

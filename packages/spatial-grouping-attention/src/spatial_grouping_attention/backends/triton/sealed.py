@@ -1,0 +1,55 @@
+"""Whole numbers in a form that triton does not compile kernels for.
+
+Triton compiles a kernel again where a whole number becomes 1, or begins or ceases to be a multiple of 16. For sizes of
+grids that would mean compiling in the middle of a training on images of many sizes, and ``do_not_specialize`` does not
+reach numbers inside of tuples. So they travel doubled, with an odd number added: never 1, never even.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import triton
+import triton.language as tl
+
+from .bundles import Sizes
+
+# Large enough that no sealed number is 1, small enough that those of up to 2**29 fit 32 bits.
+ODD = tl.constexpr(2**30 + 1)
+
+T = TypeVar("T", int, tuple[int, ...])
+
+
+def seal(number: T) -> T:
+    """A number, or a tuple of numbers, above -2**29, as kernels take them."""
+    if isinstance(number, tuple):
+        return tuple(2 * n + ODD.value for n in number)
+    return 2 * number + ODD.value
+
+
+@triton.jit
+def opened(number):
+    """The number that was sealed."""
+    return (number - ODD) >> 1
+
+
+@triton.jit
+def opened_triple(numbers):
+    """The same of a tuple of three."""
+    return opened(numbers[0]), opened(numbers[1]), opened(numbers[2])
+
+
+@triton.jit
+def opened_sizes(sizes):
+    """What a kernel was told at its launch, as plain numbers."""
+    return Sizes(
+        sizes.scale,
+        opened(sizes.heads),
+        opened_triple(sizes.programs),
+        opened_triple(sizes.size),
+        opened_triple(sizes.groups),
+        opened_triple(sizes.offset),
+        opened_triple(sizes.lead),
+        opened_triple(sizes.length),
+        opened_triple(sizes.centre),
+    )
