@@ -122,6 +122,17 @@ def tests_optional(session: nox.Session) -> None:
     session.run("python", str(report), env={**PINNED, "TRITON_INTERPRET": "1"})
 
 
+@nox.session(name="tests-libraries")
+def tests_libraries(session: nox.Session) -> None:
+    """Both packages under libraries that move, cast, wrap and hook models: Lightning, accelerate, PEFT, Opacus."""
+    install(session, *build(session, ROSE, GROUPING), "pytest", "pytest-xdist", "hypothesis")
+    # What requires torch comes without its requirements, which would bring in another; the rest of them follow.
+    install(session, "--no-deps", "lightning", "pytorch-lightning", "torchmetrics", "accelerate", "peft", "opacus")
+    install(session, "transformers", "safetensors", "lightning-utilities", "scipy", "opt_einsum", "psutil", "pyyaml")
+    tests = (package / "tests" / "test_libraries.py" for package in (ROSE, GROUPING))
+    run_tests(session, *tests, options=("-m", "libraries"))
+
+
 @nox.session(name="tests-gpu")
 def tests_gpu(session: nox.Session) -> None:
     """The tests marked gpu; fails where there is no CUDA device."""
