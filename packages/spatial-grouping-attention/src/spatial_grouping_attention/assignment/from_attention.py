@@ -101,6 +101,7 @@ class AttentionAssignment(AssignmentOfHeads):
     def _operands(self, values: Tensor) -> Operands:
         """The call in the wider of the two dtypes."""
         dtype = torch.promote_types(self._dtype, values.dtype)
+        wide = torch.promote_types(dtype, torch.float32)
         return Operands(
             self.q.to(dtype),
             self.k.to(dtype),
@@ -110,7 +111,7 @@ class AttentionAssignment(AssignmentOfHeads):
             None if self.bias is None else self.bias.to(dtype),
             self.valid,
             self.valid_groups,
-            compactness=self.compactness,
+            compactness=None if self.compactness is None else self.compactness.to(wide),
         )
 
 

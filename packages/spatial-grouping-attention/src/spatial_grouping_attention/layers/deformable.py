@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..assignment import DeformableAssignment
 from ..backends import Backend, deformable
+from .compactness import compactness_of
 from .grouping import Ints, Members, Relation, SpatialGroupingAttention
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         relative_bias: whether to learn a bias per head and point.
         backend: must be ``"auto"`` or ``"reference"``: there is one implementation.
         feature_dims, spatial_dims, kernel_size, num_heads, stride, padding, iters, mlp_ratio, out_dims, mlp_dropout,
-            mlp_bias, mlp_activation, qkv_bias, spacing, drop_path, checkpoint, temperature, norm_tokens, device,
-            dtype, **rotary: see :class:`SpatialGroupingAttention`.
+            mlp_bias, mlp_activation, qkv_bias, spacing, drop_path, checkpoint, temperature, norm_tokens, compactness,
+            device, dtype, **rotary: see :class:`SpatialGroupingAttention`.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.
@@ -79,6 +80,7 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         checkpoint: bool = False,
         temperature: str = "fixed",
         norm_tokens: bool = False,
+        compactness: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **rotary: Unpack[RotaryKeywords],
@@ -104,6 +106,7 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
             checkpoint=checkpoint,
             temperature=temperature,
             norm_tokens=norm_tokens,
+            compactness=compactness,
             device=device,
             dtype=dtype,
             **rotary,
@@ -135,12 +138,19 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         )
         # Points that are nowhere are taken where they start: NaN then stays near its token, in the shares.
         lost = offsets.isnan()
-        points = places + offsets.masked_fill(lost, 0.0)
+        offsets = offsets.masked_fill(lost, 0.0)
+        points = places + offsets
         lost = lost.any(-1).any(-1, keepdim=True)
-        scale = 1.0 / math.sqrt(self.head_dim)
+        scale, compactness = 1.0 / math.sqrt(self.head_dim), compactness_of(self.raw_compactness)
+        lowering = None
+        if compactness is not None:
+            tokens = neighbourhood.places(x.device, offsets.dtype)
+            lowering = compactness[:, None, None] * deformable.squared_distances(tokens, places, offsets, groups)
 
         def of(q: Tensor, k: Tensor) -> DeformableAssignment:
-            shares = deformable.point_log_shares(q, k, points, visible, groups, scale=scale, bias=self._bias(q))
+            shares = deformable.point_log_shares(
+                q, k, points, visible, groups, scale=scale, bias=self._bias(q), lowering=lowering
+            )
             shares = shares.masked_fill(lost, torch.nan)
             return DeformableAssignment(shares, points, neighbourhood, valid, valid_groups)
 

@@ -41,6 +41,7 @@ from ..geometry import (
     relate,
 )
 from ..output import GroupingOutput
+from .compactness import compactness_of, inverse_softplus, make_raw_compactness
 from .reentrant import refuse_reentrant_checkpoint
 from .temperature import TEMPERATURES, heat, make_log_temperature
 
@@ -110,6 +111,9 @@ class SpatialGroupingAttention(nn.Module, ABC):
         temperature: ``"fixed"`` divides logits by the root of the head size; ``"learned"`` also multiplies them by a
             factor per head, learned as a logarithm, from 1.
         norm_tokens: whether attention reads tokens and groups through a LayerNorm (before k and v, and before q).
+        compactness: start of a factor per head, learned and above 0, by which logits are lowered per squared distance
+            of token and group, in units of the group spacing (the weight of place in SLIC superpixels,
+            doi:10.1109/TPAMI.2012.120): the layer starts as a soft local downsampling. None leaves the term out.
         device: where to put the parameters.
         dtype: of the parameters; wave vectors stay float32 at least.
         **rotary: keywords of :class:`RoSE.RotarySpatialEmbedding`, such as ``base_theta`` or ``rotary_ratio``;
@@ -143,6 +147,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         checkpoint: bool = False,
         temperature: str = "fixed",
         norm_tokens: bool = False,
+        compactness: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **rotary: Unpack[RotaryKeywords],
@@ -174,6 +179,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         require_probability("drop_path", drop_path)
         require_choice("temperature", temperature, TEMPERATURES)
         require_flag("norm_tokens", norm_tokens)
+        self.compactness = None if compactness is None else require_real("compactness", compactness, above=0.0)
         self.require_possible()
         if rotary.get("wavelengths") is None:  # which are in physical units already
             rotary.setdefault("reference_spacing", self.spacing)
@@ -202,6 +208,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.norm_query = nn.LayerNorm(self.out_dims, **made) if norm_tokens else nn.Identity()
         self.mask_embedding = nn.Parameter(torch.zeros(feature_dims, **made))
         self.log_temperature = make_log_temperature(temperature, num_heads, **made)
+        self.raw_compactness = make_raw_compactness(self.compactness, num_heads, **made)
         self.bias_table: nn.Parameter | None = None
 
     @torch.no_grad()
@@ -210,6 +217,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         for parameter in (self.mask_embedding, self.log_temperature, self.bias_table):
             if parameter is not None:
                 parameter.zero_()
+        if self.raw_compactness is not None and self.compactness is not None:
+            self.raw_compactness.fill_(inverse_softplus(self.compactness))
 
     def require_possible(self) -> None:
         """Refuse options that a variant cannot have; called with the options set and nothing made yet."""
@@ -290,11 +299,11 @@ class SpatialGroupingAttention(nn.Module, ABC):
         iteration.
         """
         neighbourhood, valid, valid_groups = relation
-        scale = 1.0 / math.sqrt(self.head_dim)
+        scale, compactness = 1.0 / math.sqrt(self.head_dim), compactness_of(self.raw_compactness)
 
         def of(q: Tensor, k: Tensor) -> AttentionAssignment:
-            bias = self._bias(q)
-            return AttentionAssignment(q, k, neighbourhood, scale, bias, valid, valid_groups, backend=self.backend)
+            terms = self._bias(q), valid, valid_groups, compactness
+            return AttentionAssignment(q, k, neighbourhood, scale, *terms, backend=self.backend)
 
         return of
 

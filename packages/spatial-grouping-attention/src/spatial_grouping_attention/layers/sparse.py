@@ -28,7 +28,7 @@ class SparseSpatialGroupingAttention(SpatialGroupingAttention):
         neighborhood_dilation: distance between the window's groups; int or one per axis.
         feature_dims, spatial_dims, kernel_size, num_heads, stride, padding, iters, mlp_ratio, out_dims, mlp_dropout,
             mlp_bias, mlp_activation, qkv_bias, spacing, relative_bias, backend, drop_path, checkpoint, temperature,
-            norm_tokens, device, dtype, **rotary: see :class:`SpatialGroupingAttention`.
+            norm_tokens, compactness, device, dtype, **rotary: see :class:`SpatialGroupingAttention`.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.
@@ -60,6 +60,7 @@ class SparseSpatialGroupingAttention(SpatialGroupingAttention):
         checkpoint: bool = False,
         temperature: str = "fixed",
         norm_tokens: bool = False,
+        compactness: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **rotary: Unpack[RotaryKeywords],
@@ -85,6 +86,7 @@ class SparseSpatialGroupingAttention(SpatialGroupingAttention):
             checkpoint=checkpoint,
             temperature=temperature,
             norm_tokens=norm_tokens,
+            compactness=compactness,
             device=device,
             dtype=dtype,
             **rotary,

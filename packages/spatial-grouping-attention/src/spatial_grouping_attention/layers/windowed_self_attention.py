@@ -19,12 +19,14 @@ from RoSE.validation import (
     require_numbers,
     require_odd,
     require_probability,
+    require_real,
     require_shape,
 )
 from torch import Tensor, nn
 
 from ..backends import Backend, Operands, assign
 from ..geometry import Neighbourhood, Shape, Spacing, place_tokens, relate
+from .compactness import compactness_of, inverse_softplus, make_raw_compactness
 from .grouping import Ints
 from .temperature import TEMPERATURES, heat, make_log_temperature
 
@@ -50,6 +52,8 @@ class WindowedSelfAttention(nn.Module):
         relative_bias: whether to learn a bias per head and window offset; needs a window.
         temperature: ``"fixed"`` divides logits by the root of the head size; ``"learned"`` also multiplies them by a
             factor per head, learned as a logarithm, from 1.
+        compactness: start of a factor per head, learned and above 0, by which logits are lowered per squared distance
+            of two tokens, counted in tokens along every axis; None leaves the term out.
         backend: see :func:`.functional.grouping_attention`.
         device: where to put the parameters.
         dtype: of the parameters; wave vectors stay float32 at least.
@@ -74,6 +78,7 @@ class WindowedSelfAttention(nn.Module):
         spacing: float | Sequence[float] = 1.0,
         relative_bias: bool = False,
         temperature: str = "fixed",
+        compactness: float | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -93,6 +98,7 @@ class WindowedSelfAttention(nn.Module):
         self.backend = require_choice("backend", backend, [b.value for b in Backend])
         self.spacing = require_numbers("spacing", spacing, spatial_dims, positive=True)
         require_choice("temperature", temperature, TEMPERATURES)
+        self.compactness = None if compactness is None else require_real("compactness", compactness, above=0.0)
         if rotary.get("wavelengths") is None:  # which are in physical units already
             rotary.setdefault("reference_spacing", self.spacing)
 
@@ -103,6 +109,7 @@ class WindowedSelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **made)
         self.proj_drop = nn.Dropout(require_probability("proj_dropout", proj_dropout))
         self.log_temperature = make_log_temperature(temperature, num_heads, **made)
+        self.raw_compactness = make_raw_compactness(self.compactness, num_heads, **made)
         self.bias_table: nn.Parameter | None = None
         if require_flag("relative_bias", relative_bias):
             self.bias_table = nn.Parameter(torch.zeros(num_heads, *(self.window or ()), **made))
@@ -113,14 +120,19 @@ class WindowedSelfAttention(nn.Module):
         for parameter in (self.log_temperature, self.bias_table):
             if parameter is not None:
                 parameter.zero_()
+        if self.raw_compactness is not None and self.compactness is not None:
+            self.raw_compactness.fill_(inverse_softplus(self.compactness))
 
     def neighbourhood(self, grid_shape: Sequence[int]) -> Neighbourhood | None:
-        """The relation between the tokens of a grid; None where all see all."""
-        if self.window is None:
+        """The relation between the tokens of a grid; None where all see all, wherever they are."""
+        if self.window is None and self.compactness is None:
             return None
         shape = require_shape("grid_shape", grid_shape, self.spatial_dims)
+        window, dilation = self.window, self.dilation
+        if window is None:
+            window, dilation = tuple(2 * n - 1 for n in shape), (1,) * len(shape)
         ones, zeros = (1,) * len(shape), (0,) * len(shape)
-        return relate(shape, shape, ones, ones, zeros, self.window, self.dilation)
+        return relate(shape, shape, ones, ones, zeros, window, dilation)
 
     def forward(
         self,
@@ -168,6 +180,7 @@ class WindowedSelfAttention(nn.Module):
         q, k = self.rotary(q, k=k, coordinates=frame)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.num_heads) for t in (q, k, v))
         bias = None if self.bias_table is None else self.bias_table.to(q.dtype)
+        compactness = compactness_of(self.raw_compactness)
         # assign's fine tokens are the ones that look, its groups the ones that are looked at.
         looked_at, looking = k, heat(q, self.log_temperature)
         operands = Operands(
@@ -179,6 +192,9 @@ class WindowedSelfAttention(nn.Module):
             bias,
             valid=valid,
             valid_groups=valid,
+            compactness=None
+            if compactness is None
+            else compactness.to(torch.promote_types(q.dtype, compactness.dtype)),
         )
         out, _ = assign(operands, self.backend)
         return rearrange(out, "b h n d -> b n (h d)")

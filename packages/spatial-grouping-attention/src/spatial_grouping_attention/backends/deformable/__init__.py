@@ -2,6 +2,6 @@
 
 from .interpolation import Lattice, lattice
 from .labelling import labels
-from .points import assign, point_log_shares, pool, spread
+from .points import assign, point_log_shares, pool, spread, squared_distances
 
-__all__ = ["Lattice", "assign", "labels", "lattice", "point_log_shares", "pool", "spread"]
+__all__ = ["Lattice", "assign", "labels", "lattice", "point_log_shares", "pool", "spread", "squared_distances"]

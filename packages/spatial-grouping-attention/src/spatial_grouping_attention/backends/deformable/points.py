@@ -42,10 +42,11 @@ def point_log_shares(
     *,
     scale: float,
     bias: Tensor | None = None,
+    lowering: Tensor | None = None,
 ) -> Tensor:
     """Logarithm of the share of every token that goes to each of its points.
 
-    ``a_ip = softmax_p (scale <k_i, q(x_ip)> + bias_p)``.
+    ``a_ip = softmax_p (scale <k_i, q(x_ip)> + bias_p - lowering_ip)``.
 
     Args:
         q: group queries (B, H, N_out, D).
@@ -55,6 +56,7 @@ def point_log_shares(
         groups: the grid of groups.
         scale: factor of the products.
         bias: (H, P) or None.
+        lowering: (B, H, N_in, P) or None, taken off the logits.
 
     Returns:
         log a, (B, H, N_in, P) in float32 at least; -inf for points that are not visible.
@@ -67,11 +69,37 @@ def point_log_shares(
     scores = torch.cat([_recomputed(logits, q, k, some) for some in _parts(places)], dim=3)
     if bias is not None:
         scores = scores + bias.to(dtype)[:, None, :]
+    if lowering is not None:
+        scores = scores - lowering.to(dtype)
     if groups.valid is None:
         return scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
     visible = visible & touches(places.flatten(2, 3), groups).view(scores.shape)
     nobody = ~visible.any(-1, keepdim=True)
     return scores.masked_fill(~(visible | nobody), -torch.inf).log_softmax(-1).masked_fill(nobody, -torch.inf)
+
+
+def squared_distances(tokens: Tensor, starts: Tensor, offsets: Tensor, groups: Lattice) -> Tensor:
+    """Squared distance of every token from where its points lie, in units of the group spacing.
+
+    Counted from the token, so that it is exact wherever the token lies.
+
+    Args:
+        tokens: their places on the grid of groups (N_in, ndim), see :meth:`...geometry.Neighbourhood.places`.
+        starts: whole steps at which the points start (N_in, P, ndim).
+        offsets: how far they have moved from there (B, H, N_in, P, ndim). Differentiable.
+        groups: the grid of groups, in whose box points are held.
+
+    Returns:
+        (B, H, N_in, P).
+    """
+    squares: Tensor = torch.zeros((), dtype=offsets.dtype, device=offsets.device)
+    columns = zip(tokens.unbind(-1), starts.unbind(-1), offsets.unbind(-1), groups.box, strict=True)
+    for token, start, offset, (first, last) in columns:
+        # The box has samples in front: (), or (B, 1, 1) beside (N_in,).
+        low, high = (torch.as_tensor(index, device=token.device) - token for index in (first, last))
+        apart = (start - token[:, None]) + offset
+        squares = squares + torch.minimum(torch.maximum(apart, low.unsqueeze(-1)), high.unsqueeze(-1)).square()
+    return squares
 
 
 @without_autocast

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from ..semantics import widened
 from . import flash
 from .channels import Terms
 from .grids import Patch, Side, sides_of
-
 
 # Largest beta |x|^2 in a patch: rounding then leaves less than 1e-5 in a float32 logit.
 LARGEST_TERM = 128.0
@@ -177,10 +176,11 @@ def attention_backward(
         bias = frame.key_bias(key_bias, q.shape[0])
         part = flash.attention_backward(mine.rows(grad_out), of_lse, *operands, scale, bias, frame.terms())
         _put(mine, dq, part[0])
-        for total, more in zip((dk, dv, dbias), part[1:4], strict=True):
+        of_bias, of_terms = cast(Tensor, part[3]), cast(Tensor, part[4])
+        for total, more in ((dk, part[1]), (dv, part[2]), (dbias, of_bias)):
             place = theirs.of(total)
             place += more.reshape(place.shape)
-        dbeta += frame.gradient(part[4], part[3], of_lse)
+        dbeta += frame.gradient(of_terms, of_bias, of_lse)
     return dq, dk, dv, dbias, dbeta
 
 
@@ -202,7 +202,7 @@ def weighted_means(
         values = torch.cat((weight * keys, weight * places), -1).to(k.dtype)
         operands = frame.queries.rows(q), keys, values
         out, _ = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
-        mean, products, lengths, total = out.split((k.shape[-1], x.shape[-1], 1, 1), -1)
+        mean, products, lengths, total = torch.split(out, (k.shape[-1], x.shape[-1], 1, 1), -1)
         _put(frame.queries, means, mean)
         own = frame.lengths(frame.x) * total.squeeze(-1)
         _put(frame.queries, squares, lengths.squeeze(-1) - 2 * (products * x).sum(-1) + own)
