@@ -17,7 +17,8 @@ from torch import Tensor
 # the stride.
 LONG = {
     "stride 2": Neighbourhood((4096,), (2048,), 2, 3, 1, 3),
-    "stride 3, padded, dilated": Neighbourhood((4095,), (1366,), 3, 4, 2, 3, 2),
+    "stride 3, padded": Neighbourhood((4095,), (1366,), 3, 4, 2, 3),
+    "dilated": Neighbourhood((4096,), (1366,), 3, 4, 2, 5, 2),
     "stride 5, border cells": Neighbourhood((4096,), (818,), 5, 7, 0, 5),
 }
 

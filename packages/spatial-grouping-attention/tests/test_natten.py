@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from compactness_cases import alone, compare
 from grouping_cases import assert_near
 from spatial_grouping_attention import Neighbourhood
 from spatial_grouping_attention.backends import Backend, Operands, Problem, natten, reference
@@ -70,7 +71,7 @@ def problem(seen: Neighbourhood | None, device: str = "cuda", dtype: torch.dtype
 
 
 @pytest.mark.parametrize("operator", ["group", "assign", "pool"])
-@pytest.mark.parametrize("extras", ["plain", "bias", "valid", "valid groups"])
+@pytest.mark.parametrize("extras", ["plain", "bias", "valid", "valid groups", "compactness", "everything"])
 @pytest.mark.parametrize("seen", CASES, ids=str)
 @pytest.mark.usefixtures("emulator")
 def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator: str) -> None:
@@ -82,11 +83,15 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
 
     n, m = seen.num_inputs, seen.num_groups
     q, k, v, u, lse = leaf(2, 2, m, 4), leaf(2, 2, n, 4), leaf(2, 2, n, 3), leaf(2, 2, m, 3), leaf(2, 2, n)
-    bias = leaf(2, *(axis.window for axis in seen.axes)) if extras == "bias" else None
-    valid = torch.rand(2, n) > 0.3 if extras.startswith("valid") else None
-    valid_groups = torch.rand(2, m) > 0.4 if extras == "valid groups" else None
-    operands = Operands(q, k, u if operator == "assign" else v, seen, 0.7, bias, valid, valid_groups)
-    leaves = [x for x in (q, k, operands.values, bias, lse if operator == "pool" else None) if x is not None]
+    every = extras == "everything"
+    bias = leaf(2, *(axis.window for axis in seen.axes)) if every or extras == "bias" else None
+    compactness = leaf(2).exp().detach().requires_grad_() if every or extras == "compactness" else None
+    valid = torch.rand(2, n) > 0.3 if every or extras.startswith("valid") else None
+    valid_groups = torch.rand(2, m) > 0.4 if every or extras == "valid groups" else None
+    masks = {"valid": valid, "valid_groups": valid_groups}
+    operands = Operands(q, k, u if operator == "assign" else v, seen, 0.7, bias, compactness=compactness, **masks)
+    leaves = [q, k, operands.values, bias, compactness, lse if operator == "pool" else None]
+    leaves = [x for x in leaves if x is not None]
 
     results = []
     for module in (reference, natten):
@@ -99,6 +104,34 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
         results.append((*outputs, *torch.autograd.grad(total, leaves)))
     for want, got in zip(*results, strict=True):
         # The padding is hidden by a finite logit, exp(-1e4) = 0 in any dtype.
+        assert_near(got, want, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("stride 2", torch.float32), ("stride 2", torch.bfloat16), ("dilated", torch.float32)]
+)
+@pytest.mark.usefixtures("emulator")
+def test_compactness_on_a_long_axis_is_the_closed_form(name: str, dtype: torch.dtype) -> None:
+    case = alone(name)
+
+    def operands(q: Tensor, k: Tensor, values: Tensor, compactness: Tensor) -> Operands:
+        return Operands(q, k, values, case.neighbourhood, 1.0, compactness=compactness)
+
+    errors = compare(
+        case, dtype, lambda *x: natten.assign(operands(*x)), lambda *x: natten.pool(operands(*x), None).out
+    )
+    assert max(errors.values()) < {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype], errors
+
+
+@pytest.mark.usefixtures("emulator")
+def test_hidden_groups_stay_hidden_however_compact() -> None:
+    """The only group that counts lies far away, and its logit far below those of ordinary calls."""
+    seen = Neighbourhood((8,), (8,), 1, 1, 0, 5)
+    torch.manual_seed(0)
+    q, k, u = torch.randn(3, 1, 1, 8, 4, dtype=torch.float64).unbind(0)
+    groups = torch.tensor([[False, False, True, False, False, False, False, False]])
+    operands = Operands(q, k, u, seen, 1.0, valid_groups=groups, compactness=torch.tensor([1e5], dtype=torch.float64))
+    for got, want in zip(natten.assign(operands), reference.assign(operands), strict=True):
         assert_near(got, want, 1e-10)
 
 

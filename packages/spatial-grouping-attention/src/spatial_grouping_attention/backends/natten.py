@@ -7,7 +7,8 @@ offset is a dilation group of its own, so all of them are served in one call.
 ``assign`` is that call. ``pool`` is its transpose: sum_i A_ij [v_i, 1] is the gradient with respect to the values
 for the output gradient [v, 1], summed over the repeats. What the windows need at the borders rides in channels:
 the grid of groups is padded so that no window is ever shifted, and one channel hides the padding; a bias table
-takes one channel per entry. This answers what is asked in SHI-Labs/NATTEN issues 262, 248, 25 and 198.
+takes one channel per entry, compactness six per axis (:class:`_Blocks`). This answers what is asked in
+SHI-Labs/NATTEN issues 262, 248, 25 and 198.
 
 NATTEN takes a gradient for the log-sum-exp it returns and ignores it, so ``lse`` gets its gradient here.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from typing import Any, cast
 
 import torch
@@ -28,8 +30,9 @@ from .autograd import Once, without_autocast
 from .operands import Operands, Pooled, Problem
 from .semantics import widened
 
-# Logit of a group that does not exist: far below any other, and small enough not to blur those beside it.
-HIDDEN = -1e4
+# Logit of a group that does not exist: far below any other, those of far groups under compactness included. Nothing
+# that matters is ever added to it, and finite it leaves no NaN.
+HIDDEN = -1e30
 
 
 def refusals(problem: Problem) -> list[str]:
@@ -72,7 +75,7 @@ def assign(x: Operands) -> tuple[Tensor, Tensor]:
     fine, groups, values = _fit(*grids.operands(x), grids.repeat(x.values))
     out = grids.crop_tokens(_attend(fine, groups, values, grids)[0])[..., : x.values.shape[-1]]
     lse = _normaliser(fine, groups, grids)
-    nobody = _nobody(x, lse)
+    nobody, lse = _nobody(x, lse), grids.with_own_places(x, lse)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
     return out.to(dtype), lse
@@ -84,7 +87,7 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     grids = _Grids(x)
     fine, groups = grids.operands(x)
     own = _normaliser(fine, groups, grids)
-    nobody = _nobody(x, own)
+    nobody, own = _nobody(x, own), grids.with_own_places(x, own)
     # exp(s - lse) = A exp(own - lse), where A is what one call can transpose.
     share = torch.ones_like(own) if lse is None else (own - lse).exp()
     if nobody is not None:
@@ -131,6 +134,10 @@ class _Grids:
         if x.valid_groups is not None:
             hidden = hidden.masked_fill(~x.valid_groups[:, None, :, None], HIDDEN)
         groups = [x.q, hidden]
+        if x.compactness is not None:
+            tokens, of_groups = self._place_channels(x.compactness)
+            fine.append(tokens.to(x.k).expand(*x.k.shape[:2], -1, -1))
+            groups.append(of_groups.to(x.q.dtype).expand(x.q.shape[0], -1, -1, -1))
         if x.bias is not None:
             table, one_hot = self._bias_channels(x.bias)
             fine.append(table.expand(x.k.shape[0], -1, -1, -1))
@@ -180,6 +187,35 @@ class _Grids:
             x = x.repeat_interleave(axis.stride, dim)
         return x
 
+    def with_own_places(self, x: Operands, lse: Tensor) -> Tensor:
+        """Normalisers with ``- compactness x^2``, which no softmax over groups sees; see :class:`_Blocks`."""
+        if x.compactness is None:
+            return lse
+        squares = torch.zeros(1, dtype=lse.dtype, device=lse.device)
+        for axis in self.axes:
+            own = _Blocks(axis).of_tokens()[1].square().to(squares)
+            squares = (squares[:, None] + own).flatten()
+        return lse - x.compactness[:, None] * squares
+
+    def _place_channels(self, compactness: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus compactness times squared distance, less the tokens' own part, as products of channels.
+
+        Returns:
+            (N_in, 6 * axes): per axis and colour, one and the local place, where the token has that colour;
+            (H, N_out, 6 * axes): the factors of both, for a token of that colour.
+        """
+        fine, groups = [], []
+        for i, axis in enumerate(self.axes):
+            blocks = _Blocks(axis)
+            colour, place = blocks.of_tokens()
+            chosen = F.one_hot(colour, 3).to(place)
+            ones_and_places = torch.stack((chosen, chosen * place[:, None]), -1).flatten(1)
+            fine.append(_along(i, ones_and_places, self.input_shape))
+            seen = blocks.of_groups()
+            factors = torch.stack((-seen.square(), 2 * seen), -1).flatten(1)
+            groups.append(_along(i, factors, self.output_shape))
+        return torch.cat(fine, -1), compactness[:, None, None] * torch.cat(groups, -1).to(compactness)
+
     def _bias_channels(self, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A table as products of channels: the groups of a window differ in their ranks modulo the window.
 
@@ -198,6 +234,44 @@ class _Grids:
             residue = (residue[:, None] * axis.window + ranks % axis.window).flatten()
         table = bias.reshape(heads, -1)[:, entry]
         return table, F.one_hot(residue, table.shape[-1])
+
+
+def _along(i: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows of the indices along axis i, for all points of a grid: (points, channels)."""
+    before, after = math.prod(shape[:i]), math.prod(shape[i + 1 :])
+    return rows[None, :, None].expand(before, -1, after, -1).flatten(0, 2)
+
+
+class _Blocks:
+    """Places along an axis of groups as small numbers: relative to blocks of groups, in three alternating colours.
+
+    With blocks as wide as a token's reach, all that it sees lies in its own block and the two beside it. Of three
+    blocks in a row each has another colour, so a group knows by a token's colour which block the token is in, and both
+    can be told from the centre of that block: ``-|x - y|^2 = -x^2 + 2 x y - y^2`` in numbers no larger than the reach,
+    wherever on the grid. The colour is a choice of channels.
+    """
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+        self.width = max(axis.reach, 1)
+
+    def of_tokens(self) -> tuple[Tensor, Tensor]:
+        """Colour of every fine index (size,), and its place from the centre of its block, in float64."""
+        axis = self.axis
+        blocks = torch.tensor([axis.cell(i) for i in range(axis.size)]) // self.width
+        twice = 2 * torch.arange(axis.size) - (axis.kernel - 1) + 2 * axis.padding
+        return blocks % 3, (twice - axis.stride * self._twice_centre(blocks)).double() / (2 * axis.stride)
+
+    def of_groups(self) -> Tensor:
+        """Places of every group from the centres of the blocks around it, by their colour: (groups, 3), float64."""
+        places = torch.arange(self.axis.groups)
+        blocks = places // self.width
+        # The block of a colour that is next to a block, or that block itself.
+        step = (torch.arange(3) - blocks[:, None] + 1) % 3 - 1
+        return (2 * places[:, None] - self._twice_centre(blocks[:, None] + step)).double() / 2
+
+    def _twice_centre(self, blocks: Tensor) -> Tensor:
+        return 2 * blocks * self.width + self.width - 1
 
 
 def _halo(axis: Axis) -> int:
@@ -226,7 +300,7 @@ def _normaliser(fine: Tensor, groups: Tensor, grids: _Grids) -> Tensor:
     fine, groups = _fit(fine, groups)
     expected, lse = _attend(fine.detach(), groups.detach(), groups, grids)
     slope = (fine * expected.detach() + fine.detach() * expected).sum(-1)
-    lse = lse.detach() + slope - slope.detach()
+    lse = lse.detach() + (slope - slope.detach())
     return grids.crop_tokens(lse.unsqueeze(-1)).squeeze(-1)
 
 
