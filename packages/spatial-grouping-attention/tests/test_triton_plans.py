@@ -22,31 +22,90 @@ def test_cutting_the_work_changes_nothing(
     check(case, device, operators=("assign", "group"))
 
 
-@pytest.mark.triton
-def test_a_class_of_calls_is_timed_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """No plans chosen yet; a list for those that are launched, timed or not."""
     from spatial_grouping_attention.backends.triton import plan
 
-    quick, slow, too_large = (plan.Plan((1, 1, n), 16, 4, 1) for n in (64, 128, 256))
     monkeypatch.setattr(plan, "_CHOSEN", {})
-    durations = {quick: 1.0, slow: 2.0, too_large: float("inf")}
-    timed: list[plan.Plan] = []
-    launched: list[plan.Plan] = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return []
+
+
+def plans_of(*widths: int) -> list:
+    from spatial_grouping_attention.backends.triton.plan import Plan
+
+    return [Plan((1, 1, width), 16, 4, 1) for width in widths]
+
+
+def timed_by_width(monkeypatch: pytest.MonkeyPatch, failures: dict[int, Exception]) -> list[int]:
+    """Stands in for a clock: wide plans are slow, some cannot be launched. Returns a list for the widths timed."""
+    from spatial_grouping_attention.backends.triton import plan
+
+    timed: list[int] = []
 
     def time(run: object, candidate: plan.Plan) -> float:
-        timed.append(candidate)
-        return durations[candidate]
+        width = candidate.tile[2]
+        timed.append(width)
+        if width in failures:
+            raise failures[width]
+        return float(width)
 
     monkeypatch.setattr(plan, "_time", time)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return timed
+
+
+@pytest.mark.triton
+def test_a_class_of_calls_is_timed_once_and_remembered(launched: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spatial_grouping_attention.backends.triton import plan
+
+    timed = timed_by_width(monkeypatch, {})
+    slow, quick = plans_of(128, 64)
     for _ in range(2):
-        plan.choose("a class", lambda: [slow, too_large, quick], launched.append)
-    assert timed == [slow, too_large, quick]
+        plan.choose("a class", lambda: [slow, quick], launched.append)
+    assert timed == [128, 64]
     assert launched == [quick, quick]
     # While a graph is captured nothing may be tried out, and nothing is remembered.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     plan.choose("another", lambda: [slow, quick], launched.append)
     assert launched[-1] == slow
-    assert len(timed) == 3
+    assert len(timed) == 2
+
+
+@pytest.mark.triton
+def test_whatever_a_plan_fails_with_costs_that_plan_alone(launched: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spatial_grouping_attention.backends.triton import plan
+    from triton.runtime.errors import OutOfResources
+
+    failures = {16: OutOfResources(300000, 232448, "shared memory"), 32: RuntimeError("PassManager::run failed")}
+    timed = timed_by_width(monkeypatch, failures)
+    with pytest.warns(RuntimeWarning, match=r"left out, Plan\(tile=\(1, 1, 32\).*PassManager::run failed") as warned:
+        plan.choose("a class", lambda: plans_of(16, 32, 128, 64), launched.append)
+    # That a plan needs more than the GPU has is no news.
+    assert len(warned) == 1
+    assert timed == [16, 32, 128, 64]
+    assert launched == plans_of(64)
+    with pytest.raises(OutOfResources, match="shared memory"):
+        plan.choose("no plan at all", lambda: plans_of(16, 16), launched.append)
+
+
+@pytest.mark.triton
+def test_deterministic_algorithms_have_a_plan_that_no_clock_chose(
+    launched: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spatial_grouping_attention.backends.triton import plan
+
+    timed = timed_by_width(monkeypatch, {})
+    plans = plans_of(128, 64)
+    plan.choose("a class", lambda: plans, launched.append)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for key in ("a class", "another"):
+            plan.choose(key, lambda: plans, launched.append)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert launched == [plans[1], plans[0], plans[0]]
+    assert timed == [128, 64]
 
 
 @pytest.mark.triton

@@ -182,7 +182,7 @@ def _inputs(x: Operands) -> Inputs:
 
 def _sizes(layout: Layout, x: Operands, programs: Triple) -> Sizes:
     triples = programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length, layout.centre
-    return Sizes(x.scale, seal(x.q.shape[1]), *map(seal, triples))
+    return Sizes(x.scale, seal(x.q.shape[1]), *(seal(triple) for triple in triples))
 
 
 def _rows(x: Tensor | None) -> Rows | None:

@@ -8,6 +8,7 @@ seconds each on a cold cache) and later calls look the winner up.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -118,9 +119,15 @@ _CHOSEN: dict[Hashable, Plan] = {}
 # Classes that are remembered; far more than a process meets.
 _MOST_CLASSES = 4096
 
+# Of what a failed plan says.
+_LONGEST_REASON = 300
+
 
 def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[Plan], R]) -> R:
     """Run with the plan of a class of calls, timing all candidates where the class is new.
+
+    Plans add up in different orders, and which of two is faster may turn out differently in another process. Under
+    ``torch.use_deterministic_algorithms`` nothing is timed: a class has its first candidate, whatever was timed before.
 
     Args:
         key: everything that moves the optimum, such as sizes to within a factor of two.
@@ -129,7 +136,12 @@ def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[P
 
     Returns:
         What ``run`` returned.
+
+    Raises:
+        Exception: what the last candidate failed with, where none of them can be launched.
     """
+    if torch.are_deterministic_algorithms_enabled():
+        return run(candidates()[0])
     plan = _CHOSEN.get(key)
     if plan is None:
         plans = candidates()
@@ -137,15 +149,34 @@ def choose(key: Hashable, candidates: Callable[[], list[Plan]], run: Callable[[P
         if len(plans) > 1 and torch.cuda.is_current_stream_capturing():
             plan = plans[0]
         else:
+            plan = plans[0] if len(plans) == 1 else _fastest(plans, run)
             if len(_CHOSEN) >= _MOST_CLASSES:
                 _CHOSEN.clear()
-            plan = _CHOSEN[key] = plans[0] if len(plans) == 1 else min(plans, key=lambda p: _time(run, p))
+            _CHOSEN[key] = plan
     return run(plan)
 
 
+def _fastest(plans: list[Plan], run: Callable[[Plan], object]) -> Plan:
+    """The fastest of the plans that can be launched.
+
+    A plan may need more registers or shared memory than there are, or meet a fault of the compiler's: that plan alone
+    is lost. A warning tells of all but the first reason, which is expected.
+    """
+    times: dict[Plan, float] = {}
+    for plan in plans:
+        try:
+            times[plan] = _time(run, plan)
+        except triton.runtime.errors.OutOfResources as error:
+            failure: Exception = error
+        except Exception as error:
+            failure = error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            warnings.warn(f"a plan of the triton kernels is left out, {plan}: {reason}", RuntimeWarning, stacklevel=2)
+    if not times:
+        raise failure
+    return min(times, key=times.__getitem__)
+
+
 def _time(run: Callable[[Plan], object], plan: Plan) -> float:
-    try:
-        run(plan)
-        return float(triton.testing.do_bench(lambda: run(plan), warmup=5, rep=20, return_mode="median"))
-    except triton.runtime.errors.OutOfResources:
-        return math.inf
+    run(plan)
+    return float(triton.testing.do_bench(lambda: run(plan), warmup=5, rep=20, return_mode="median"))

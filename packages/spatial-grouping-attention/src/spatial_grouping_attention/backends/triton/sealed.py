@@ -22,9 +22,10 @@ T = TypeVar("T", int, tuple[int, ...])
 
 def seal(number: T) -> T:
     """A number, or a tuple of numbers, above -2**29, as kernels take them."""
+    odd: int = ODD.value
     if isinstance(number, tuple):
-        return tuple(2 * n + ODD.value for n in number)
-    return 2 * number + ODD.value
+        return tuple(2 * n + odd for n in number)
+    return 2 * number + odd
 
 
 @triton.jit
