@@ -60,7 +60,8 @@ class RotarySpatialEmbedding(WideModule):
             ``"power"`` or ``"log"`` (see :mod:`RoSE.transforms`).
         device: Where to put the wave vectors.
         dtype: Of the wave vectors, float32 or float64 (float32 for a half type). They stay what they are when the
-            module is cast to a half type; what was rounded to one elsewhere is refused.
+            module is cast to a half type; what was rounded to one elsewhere is refused. FSDP wants one dtype in a
+            unit: make this module one of its own (docs/rose.md, 'Fully sharded training').
 
     Raises:
         TypeError: Arguments of the wrong type.

@@ -53,7 +53,8 @@ class WideModule(nn.Module):
             if require_tensor(name, value).dtype not in POSITION_DTYPES:
                 raise TypeError(
                     f"{name} of {type(self).__name__} must be float64 or float32; got {value.dtype}, which rounds "
-                    "every angle. Cast with module.to(dtype), which leaves it out; in FSDP make every "
-                    "RotarySpatialEmbedding a unit of its own, without param_dtype (docs/rose.md, 'Half types', has "
-                    "the lines); after an assignment to .data restore the float32 values"
+                    "every angle. Cast with module.to(dtype), which leaves it out, and load into the cast module "
+                    "instead of casting while loading; in FSDP make every RotarySpatialEmbedding a unit of its own, "
+                    "without param_dtype (docs/rose.md, 'Fully sharded training', has the lines); after an assignment "
+                    "to .data restore the float32 values"
                 )
