@@ -188,6 +188,27 @@ def test_meta_modules_can_be_materialised(make) -> None:
     assert module(torch.randn(2, 6, 32), 0.5, (2, 3)).isfinite().all()
 
 
+class StandIn(torch.nn.Module):
+    """What adapters put in a module's place: it can be called, and has none of its attributes."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_parents_do_nothing_with_their_embedding_but_call_it(make) -> None:
+    module = make().eval()
+    x = torch.randn(2, 6, 32)
+    expected = module(x, 0.5, (2, 3))
+    for name, child in list(module.named_children()):
+        setattr(module, name, StandIn(child))
+    assert torch.equal(module(x, 0.5, (2, 3)), expected)
+
+
 def test_learnable_freqs_of_the_2025_releases_load() -> None:
     """Their parameter is ``freqs`` (rotating heads, half the head size, spatial dims); ``rose.freqs`` in modules."""
     old = {"freqs": torch.rand(8, 8, 3)}
