@@ -1,0 +1,87 @@
+"""How the kernels are compiled: once for every floating type, and kept on disk for the next process.
+
+Numba knows a kernel's cached code by the file that the kernel is written in, not by those of the functions that it
+calls, and installers give all files of a wheel one date. So what a kernel is compiled from is said in its key: the
+digest of all sources of this folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from numba.core import types
+from numba.core.caching import FunctionCache
+
+from .structures import kind_of
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
+def _digest() -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+_SOURCES = _digest()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache with the sources in its keys, which is silent where nothing can be written."""
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return (*super()._index_key(signature, codegen), _SOURCES)
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        try:
+            super().save_overload(signature, data)
+        except OSError:  # a full or forbidden disk: the next process compiles again
+            pass
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(signature, target_context)
+        except OSError:
+            return None
+
+
+def compiled(kernel: Any, dtype: torch.dtype) -> Callable[..., int]:
+    """A kernel for operands in float32 or float64, which takes addresses of bundles.
+
+    Numba would look at the type of every argument at every call; here they follow from the annotations.
+    """
+    entry = _ENTRIES.get((kernel, dtype))
+    if entry is None:
+        hints = typing.get_type_hints(kernel.py_func)
+        del hints["return"]
+        signature = tuple(kind_of(hint, _TYPES[dtype]) for hint in hints.values())
+        kernel.compile(signature)
+        entry = _ENTRIES[kernel, dtype] = kernel.overloads[signature].entry_point
+    return entry
+
+
+_TYPES = {torch.float32: types.float32, torch.float64: types.float64}
+_ENTRIES: dict[tuple[Any, torch.dtype], Callable[..., int]] = {}
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what Python calls: without Python's lock, and cached where there is a place for it."""
+    compiled: Any = numba.njit(**_OPTIONS)(function)
+    try:
+        compiled._cache = _Cache(function)
+    except RuntimeError:  # numba found no folder that it may write to
+        pass
+    return compiled
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what kernels call."""
+    compiled: Callable[..., Any] = numba.njit(**_OPTIONS)(function)
+    return compiled
