@@ -5,7 +5,8 @@
 
 Needs triton with the ptxas that its wheels bring, but neither CUDA nor a GPU. Kernels are compiled by the package's
 own launch code for the arguments of real calls, every candidate plan of every pass; only the launch itself is left
-out. Registers per thread and spilled bytes are what ptxas reports, shared memory is what triton would ask for.
+out. Registers per thread and spilled bytes are what ptxas reports, shared memory is what triton would ask for. Ends
+with the table of docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -107,12 +108,18 @@ def token_major(rows: int, size: int, dtype: torch.dtype, heads: int = 8) -> Ten
     return torch.empty(1, rows, heads, size, dtype=dtype).transpose(1, 2)
 
 
-def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *, bias: bool = False, masks: bool = False) -> None:
-    """All passes of both operators."""
+def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *extras: str) -> None:
+    """All passes of both operators, with any of "bias", "compactness" and "masks"."""
     q, k = token_major(relation.num_groups, size, dtype), token_major(relation.num_inputs, size, dtype)
-    table = torch.empty(8, *relation.window) if bias else None
-    valid = [torch.empty(1, rows, dtype=torch.bool) for rows in (relation.num_inputs, relation.num_groups)]
-    pooling = Operands(q, k, k, relation, 1.0, table, *(valid if masks else ()))
+    options: dict[str, Tensor] = {}
+    if "bias" in extras:
+        options["bias"] = torch.empty(8, *relation.window)
+    if "compactness" in extras:
+        options["compactness"] = torch.empty(8)
+    if "masks" in extras:
+        options["valid"] = torch.empty(1, relation.num_inputs, dtype=torch.bool)
+        options["valid_groups"] = torch.empty(1, relation.num_groups, dtype=torch.bool)
+    pooling = Operands(q, k, k, relation, 1.0, **options)
     pooled = Pooled(q, torch.empty(q.shape[:3]), torch.empty(k.shape[:3]))
     passes.pool(pooling, None)
     passes.pool_backward(pooling, pooled, q, pooled.log_mass, pooled.lse)
@@ -134,6 +141,27 @@ def rotate(size: int, dtype: torch.dtype, *, interleaved: bool) -> None:
     rotation.rotate(q, None, q, None, rotation.given(angles, angles), interleaved)
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Per case and kernel: registers, how many candidates spill, and the most shared memory, by architecture."""
+    architectures = sorted({row["architecture"] for row in rows})
+    lines = [
+        "| case | kernel | " + " | ".join(f"sm_{architecture}" for architecture in architectures) + " |",
+        "|---" * (2 + len(architectures)) + "|",
+    ]
+    for case, kernel in dict.fromkeys((row["case"], row["kernel"]) for row in rows):
+        cells = []
+        for architecture in architectures:
+            key = (case, kernel, architecture)
+            found = [row for row in rows if (row["case"], row["kernel"], row["architecture"]) == key]
+            registers = sorted({row["registers"] for row in found})
+            spilling = sum(row["spilled_bytes"] > 0 for row in found)
+            shared = -(-max(row["shared_bytes"] for row in found) // 1024)
+            span = "-".join(str(n) for n in dict.fromkeys((registers[0], registers[-1])))
+            cells.append(f"{span}, {spilling}/{len(found)}, {shared} KiB")
+        lines.append(f"| {case} | `{kernel}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
@@ -146,12 +174,14 @@ def main() -> None:
     grouping.choose = every_candidate
     plane = Neighbourhood((512, 512), (256, 256), 2, 3, 1, 3)
     volume = Neighbourhood((64,) * 3, (32,) * 3, 2, 3, 1, 3)
+    wide = Neighbourhood((64,) * 3, (32,) * 3, 2, 3, 1, 9)
     half, full = torch.bfloat16, torch.float32
     cases: dict[str, Any] = {
         "2-D, heads of 32, bf16": lambda: group(plane, 32, half),
-        "2-D, heads of 32, bf16, bias": lambda: group(plane, 32, half, bias=True),
-        "2-D, heads of 32, bf16, bias, masks": lambda: group(plane, 32, half, bias=True, masks=True),
+        "2-D, heads of 32, bf16, compactness": lambda: group(plane, 32, half, "compactness"),
+        "2-D, heads of 32, bf16, everything": lambda: group(plane, 32, half, "bias", "compactness", "masks"),
         "3-D, heads of 32, bf16": lambda: group(volume, 32, half),
+        "3-D, heads of 32, bf16, bias over 9x9x9": lambda: group(wide, 32, half, "bias"),
         "2-D, heads of 128, bf16": lambda: group(plane, 128, half),
         "2-D, heads of 32, float32": lambda: group(plane, 32, full),
         "2-D, heads of 128, float32": lambda: group(plane, 128, full),
@@ -164,6 +194,8 @@ def main() -> None:
         for compiler.case, compile_case in cases.items():
             print(f"\nsm_{architecture}: {compiler.case}")
             compile_case()
+    # A kernel that treats every row on its own has nothing to choose.
+    print("\n" + markdown([row for row in compiler.rows if row["kernel"] != "group_deltas"]))
     if arguments.json is not None:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         arguments.json.write_text(json.dumps({"versions": versions, "kernels": compiler.rows}, indent=1) + "\n")

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from grouping_cases import gradients, make_case
+from operator_calls import operands
 from spatial_grouping_attention import Neighbourhood
+from spatial_grouping_attention.backends import triton as engine
 from triton_cases import LARGER, TOLERANCE, call, check, in_interpreter, moved, on_gpu
 
 
@@ -132,3 +134,27 @@ def test_results_do_not_depend_on_the_order_of_programs(dtype: torch.dtype, devi
         runs.append([*got, *gradients(tuple(x.cpu() for x in got), leaves).values()])
     for first, other in zip(runs[0] * 2, runs[1] + runs[2], strict=True):
         assert torch.equal(first, other)
+
+
+@pytest.mark.triton
+def test_the_gradient_of_a_wide_bias_table_takes_no_more_reductions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One per step over tokens, whether the window has 3 entries or 15."""
+    from triton.runtime import interpreter
+
+    reductions: list[object] = []
+    reduce = interpreter.ReduceOps.apply_impl
+
+    def counted(operation: object, *arguments: object) -> object:
+        reductions.append(operation)
+        return reduce(operation, *arguments)
+
+    monkeypatch.setattr(interpreter.ReduceOps, "apply_impl", counted)
+    counts = []
+    for window in (3, 15):
+        case = make_case(Neighbourhood((8,), (4,), 2, 3, 1, window), batch=1, heads=1, bias="table").to(torch.float32)
+        x = operands(case, case.u)
+        out, lse = engine.assign(x)
+        reductions.clear()
+        engine.assign_backward(x, out, lse, case.v, None)
+        counts.append(len(reductions))
+    assert counts[0] == counts[1] > 0

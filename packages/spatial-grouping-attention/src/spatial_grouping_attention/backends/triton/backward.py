@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .bundles import Head, Slots
-from .relation import work_of_program
+from .relation import unit_of_squares, work_of_program
 from .rows import load_averages, load_masses, load_qk, load_scalars, load_uv, store_qk, store_scalars, store_uv
 from .sides import (
     logits_by_group,
@@ -50,10 +50,10 @@ def with_farness(farness, dscores, groups, tokens, x, FORM: tl.constexpr):
 
 
 @triton.jit
-def store_share(dcompactness, farness):
+def store_share(dcompactness, farness, FORM: tl.constexpr):
     """Store what a program adds to its head's compactness; heads are the fastest axis of the launch."""
     if dcompactness is not None:
-        tl.store(dcompactness + tl.program_id(0), tl.sum(farness))
+        tl.store(dcompactness + tl.program_id(0), tl.sum(farness) * unit_of_squares(FORM))
 
 
 @triton.jit(do_not_specialize=["heads", "number"])
@@ -138,7 +138,7 @@ def pool_backward_groups(
         farness = with_farness(farness, dscores, groups, tokens, x, FORM)
 
     store_qk(dq, work, groups, dq_tile * sizes.scale, FORM)
-    store_share(dcompactness, farness)
+    store_share(dcompactness, farness, FORM)
 
 
 @triton.jit
@@ -191,4 +191,4 @@ def assign_backward_groups(x, u, grad, lse, delta, dq, du, dcompactness, sizes, 
 
     store_qk(dq, work, groups, dq_tile * sizes.scale, FORM)
     store_uv(du, work, groups, du_tile, FORM)
-    store_share(dcompactness, farness)
+    store_share(dcompactness, farness, FORM)

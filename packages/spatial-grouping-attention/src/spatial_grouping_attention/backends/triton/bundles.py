@@ -109,7 +109,7 @@ class Work(NamedTuple):
     groups: Any
     """How many groups the phase has."""
     compactness: Any
-    """The head's, or None."""
+    """The head's per unit of squared distances, or None."""
 
 
 class Slots(NamedTuple):

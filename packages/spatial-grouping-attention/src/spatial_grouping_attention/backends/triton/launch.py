@@ -15,7 +15,7 @@ from ...geometry import remembered
 from ..operands import Operands
 from .bundles import Form, Inputs, Rows, Sizes
 from .layout import Layout, Triple, layout_of
-from .plan import INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, table_plan, token_plans
+from .plan import CELLS, INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, table_plan, token_plans
 from .rows import UNIT
 from .sealed import seal
 
@@ -74,14 +74,15 @@ def table_pass(kernel: Any, x: Operands, tensors: Tensors) -> Tensor | None:
     layout = _layout(x)
     batch, heads, number, head_size = x.q.shape
     plan = table_plan(layout)
-    runs = triton.cdiv(number, plan.tile[1])
+    runs = triton.cdiv(number, CELLS)
     shares = x.q.new_empty(batch * runs, heads, layout.window, dtype=torch.float32)
     others = {name: _rows(tensor) for name, tensor in tensors.items()}
     form = _form(layout, plan, head_size, x.values.shape[3], x.q.dtype, _wide(x, tensors))
     grid = (batch * runs * triton.cdiv(layout.window, plan.block) * heads,)
     with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
         sizes = _sizes(layout, x, (1, 1, 1))
-        kernel[grid](x=_inputs(x), **others, dbias=shares, sizes=sizes, FORM=form, **plan.options)
+        constants = {"CELLS": CELLS, "TOKENS": SMALLEST_PRODUCT}
+        kernel[grid](x=_inputs(x), **others, dbias=shares, sizes=sizes, **constants, FORM=form, **plan.options)
     return shares.sum(0)
 
 

@@ -101,9 +101,9 @@ def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
 
 
 def table_plan(layout: Layout) -> Plan:
-    """The plan of the pass for a bias table: a run of cells, so many tokens at a time, so many entries at a time."""
+    """The plan of the pass for a bias table; its columns are entries of the window."""
     entries = max(SMALLEST_PRODUCT, min(int(triton.next_power_of_2(layout.window)), STEP_ROWS))
-    return Plan((1, CELLS, SMALLEST_PRODUCT), entries, entries // SMALLEST_PRODUCT, 1)
+    return Plan((1, 1, 1), entries, entries // SMALLEST_PRODUCT, 1)
 
 
 def _small_enough(tiles: tuple[tuple[Triple, int], ...], rows: int) -> list[tuple[Triple, int]]:

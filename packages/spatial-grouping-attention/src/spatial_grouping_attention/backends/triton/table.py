@@ -77,24 +77,36 @@ def logits_of_cell(tokens, groups, entry, k_tile, q_tile, x, work, sizes, FORM: 
 
 @triton.jit
 def table_backward(
-    x, of_tokens, of_groups, lse, log_mass, token_delta, group_delta, dlse, dbias, sizes, FORM: tl.constexpr
+    x,
+    of_tokens,
+    of_groups,
+    lse,
+    log_mass,
+    token_delta,
+    group_delta,
+    dlse,
+    dbias,
+    sizes,
+    CELLS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    FORM: tl.constexpr,
 ):
     """Sum of ``D_ij (t_i . g_j - delta_i - delta_j) + A_ij dl_i`` per entry, over the tokens of a run of cells.
 
-    Without ``log_mass`` D is A. ``FORM.tile`` tells how many cells and tokens at a time, ``FORM.block`` how many
-    entries.
+    Without ``log_mass`` D is A. A program has ``CELLS`` cells and ``FORM.block`` entries, and takes ``TOKENS`` tokens
+    of a cell at a time.
     """
     sizes = opened_sizes(sizes)
     number = sizes.groups[0] * sizes.groups[1] * sizes.groups[2]
     blocks: tl.constexpr = (FORM.window + FORM.block - 1) // FORM.block
-    runs = (number + FORM.tile[1] - 1) // FORM.tile[1]
+    runs = (number + CELLS - 1) // CELLS
     head = tl.program_id(0) % sizes.heads
     run = tl.program_id(0) // sizes.heads // blocks
-    work = Work(run // runs, head, None, None, None, compactness_of(x, head))
+    work = Work(run // runs, head, None, None, None, compactness_of(x, head, FORM))
     entry = tl.program_id(0) // sizes.heads % blocks * FORM.block + tl.arange(0, FORM.block)
-    first = run % runs * FORM.tile[1]
+    first = run % runs * CELLS
     total = tl.full((FORM.block,), 0.0, tl.float32)
-    for cell in range(first, tl.minimum(first + FORM.tile[1], number)):
+    for cell in range(first, tl.minimum(first + CELLS, number)):
         c0, c1, c2 = unravel(cell, sizes.groups[1], sizes.groups[2], FORM.axes)
         start0, extent0 = stretch_of_cell(c0, sizes, 0, FORM)
         start1, extent1 = stretch_of_cell(c1, sizes, 1, FORM)
@@ -104,8 +116,8 @@ def table_backward(
         g_tile = load_uv(of_groups, work, groups, FORM)
         mass = load_masses(log_mass, work, groups)
         delta = load_scalars(group_delta, work, groups)
-        for step in range((extent0 * extent1 * extent2 + FORM.tile[2] - 1) // FORM.tile[2]):
-            slot = step * FORM.tile[2] + tl.arange(0, FORM.tile[2])
+        for step in range((extent0 * extent1 * extent2 + TOKENS - 1) // TOKENS):
+            slot = step * TOKENS + tl.arange(0, TOKENS)
             tokens = tokens_of_cell(slot, (start0, start1, start2), (extent0, extent1, extent2), x, work, sizes, FORM)
             normaliser, tokens = normalised(tokens, x, lse, work)
             k_tile = load_qk(x.k, work, tokens, FORM)
