@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from .bundles import Call, Floats, Room, Rows, Work
 from .cells import (
+    expect,
     fetch,
     groups_of,
     kept_rows,
@@ -29,7 +30,7 @@ from .cells import (
 from .exponential import exp
 from .jit import helper, kernel
 from .simd import add, fma, get, given, lanes, load, mul, number, put, splat, store, sub, total
-from .softmax import exponentials, logits, squares
+from .softmax import exponentials, logits, noted, squares
 from .vectors import collected, dot, filled, products, scaled, spread
 
 
@@ -185,7 +186,14 @@ def _finish_assign(x: Call, u: Rows, work: Work, room: Room, to: AssignBackward,
     filled(room.sums, kept * size * width, size * width, 0)
 
 
-_walk_assign = walk(_assign_tokens, _finish_assign)
+@helper
+def _await_assigned(work: Work, to: AssignBackward, token: int) -> None:
+    expect(to.grad, work, token)
+    expect(to.out, work, token)
+    expect(to.dk, work, token)
+
+
+_walk_assign = walk(_assign_tokens, _finish_assign, _await_assigned)
 
 
 @kernel
@@ -222,25 +230,34 @@ def _look_at_groups(x: Call, work: Work, room: Room, to: PoolBackward, seen: int
 
 
 @helper
-def _pool_logits(room: Room, t: int, lse: Any, grad_lse: Any, own: bool) -> Any:
-    """Gradients of a token's logits into ``second``, its shares of averages into ``third``; that of its normaliser."""
-    slots = room.slots
-    shift, sums = splat(lse), splat(number(room.first, 0))
-    for s in range(0, slots, lanes(room.first)):
-        place = t * slots + s
-        logarithm = sub(load(room.first, place), shift)
-        share = exp(sub(logarithm, load(room.of_groups, s)))
-        gradient = mul(share, sub(load(room.second, place), load(room.of_groups, slots + s)))
-        sums = add(sums, gradient)
-        store(room.first, place, logarithm)
-        store(room.second, place, gradient)
-        store(room.third, place, share)
-    dlse = grad_lse - total(sums)
+def _pool_logits(room: Room, n: int, lse: Floats, grad_lse: Floats, first: int, begin: int, own: bool) -> None:
+    """Gradients of tokens' logits into ``second``, their shares of averages into ``third``; notes dlse.
+
+    Step by step for all tokens, as in :func:`.softmax.memberships`.
+    """
+    slots, step = room.slots, lanes(room.first)
+    numbers = 4 * step
+    for t in range(n):
+        shift, sums = splat(get(lse, first + get(room.tokens, begin + t))), splat(number(room.first, 0))
+        for s in range(0, slots, step):
+            place = t * slots + s
+            logarithm = sub(load(room.first, place), shift)
+            share = exp(sub(logarithm, load(room.of_groups, s)))
+            gradient = mul(share, sub(load(room.second, place), load(room.of_groups, slots + s)))
+            sums = add(sums, gradient)
+            store(room.first, place, logarithm)
+            store(room.second, place, gradient)
+            store(room.third, place, share)
+        store(room.of_tokens, t * step, sums)
+    for t in range(n):
+        token = first + get(room.tokens, begin + t)
+        arriving = get(grad_lse, token) if given(grad_lse) else number(room.first, 0)
+        put(room.of_tokens, numbers + t, arriving - total(load(room.of_tokens, t * step)))
     if own:
-        factor = splat(dlse)
-        for s in range(t * slots, (t + 1) * slots, lanes(room.first)):
-            store(room.second, s, fma(factor, exp(load(room.first, s)), load(room.second, s)))
-    return dlse
+        for t in range(n):
+            factor = splat(get(room.of_tokens, numbers + t))
+            for s in range(t * slots, (t + 1) * slots, step):
+                store(room.second, s, fma(factor, exp(load(room.first, s)), load(room.second, s)))
 
 
 @helper
@@ -265,13 +282,11 @@ def _pool_tokens(
     products(n, to.values.data, room.starts, 4, grad.channels, room.more_columns, slots, room.second)
     owned = work.first <= cell < work.last
     first = work.pair * tokens_of(x.geometry)
-    for t in range(n):
-        token = first + get(room.tokens, begin + t)
-        arriving = get(to.grad_lse, token) if given(to.grad_lse) else number(room.first, 0)
-        dlse = _pool_logits(room, t, get(to.lse, token), arriving, to.own)
-        if owned and given(to.dlse):
-            put(to.dlse, token, dlse)
+    _pool_logits(room, n, to.lse, to.grad_lse, first, begin, to.own)
     if owned:
+        if given(to.dlse):
+            for t in range(n):
+                put(to.dlse, first + get(room.tokens, begin + t), noted(room, t))
         rows = rows_of_window(x.q, work, room, room.rows, seen)
         keys = padded(x.q.channels, rows)
         collected(n, room.second, slots, room.slot, seen, rows, room.at, keys, room.out, widest)
@@ -296,7 +311,14 @@ def _finish_pool(x: Call, grad: Rows, work: Work, room: Room, to: PoolBackward, 
     filled(room.sums, kept * size * width, size * width, 0)
 
 
-_walk_pool = walk(_pool_tokens, _finish_pool)
+@helper
+def _await_pooled(work: Work, to: PoolBackward, token: int) -> None:
+    expect(to.values, work, token)
+    expect(to.dk, work, token)
+    expect(to.dv, work, token)
+
+
+_walk_pool = walk(_pool_tokens, _finish_pool, _await_pooled)
 
 
 @kernel

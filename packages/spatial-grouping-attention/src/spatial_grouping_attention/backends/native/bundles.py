@@ -107,6 +107,8 @@ class Room(NamedTuple):
     """Logits of four tokens, and what becomes of them, (4, S)."""
     second: Floats
     third: Floats
+    of_tokens: Floats
+    """A vector and a number of each of four tokens, (5, lanes)."""
     of_groups: Floats
     """Two numbers of the group in every slot, (2, S)."""
     tokens: Integers

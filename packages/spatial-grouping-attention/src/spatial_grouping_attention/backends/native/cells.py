@@ -15,8 +15,11 @@ import numpy as np
 
 from .bundles import Call, Geometry, Room, Rows, Work
 from .jit import helper
-from .simd import get, given, lanes, number, put
+from .simd import get, given, lanes, number, prefetch, put
 from .vectors import copied, filled
+
+CELLS_AHEAD = 2
+"""How far ahead of its use memory is asked for."""
 
 
 @helper
@@ -130,6 +133,32 @@ def enter(x: Call, more: Rows, work: Work, room: Room, c0: int, c1: int, phase: 
 
 
 @helper
+def expect(rows: Rows, work: Work, row: int) -> None:
+    """Ask for a row ahead of time: rows of one head are far apart where heads are side by side in memory."""
+    place = start_of(rows, work) + row * rows.row
+    for c in range(0, rows.channels, lanes(rows.data)):
+        prefetch(rows.data, place + c)
+
+
+@helper
+def expect_groups(x: Call, more: Rows, work: Work, room: Room, c0: int, c1: int, j2: int) -> None:
+    """Ask for the groups at one place of axis 2 around the cells ``c0`` and ``c1``."""
+    geometry = x.geometry
+    if j2 >= geometry.groups[2]:
+        return
+    lo0, hi0 = window(geometry, 0, c0)
+    lo1, hi1 = window(geometry, 1, c1)
+    for e0 in range(lo0, hi0):
+        j0 = c0 + geometry.dilation[0] * (e0 - geometry.radius[0])
+        for e1 in range(lo1, hi1):
+            j1 = c1 + geometry.dilation[1] * (e1 - geometry.radius[1])
+            group = (j0 * geometry.groups[1] + j1) * geometry.groups[2] + j2
+            expect(x.q, work, group)
+            if given(room.more_columns) or given(room.more_rows):
+                expect(more, work, group)
+
+
+@helper
 def look(x: Call, work: Work, room: Room, c0: int, c1: int, c2: int) -> tuple[int, int]:
     """The groups that a cell sees: how many, and how many of them the item works for."""
     geometry = x.geometry
@@ -208,7 +237,9 @@ def list_tokens(x: Call, work: Work, room: Room, c0: int, c1: int, c2: int) -> i
     return count
 
 
-def walk(process: Callable[..., None], finish: Callable[..., None]) -> Callable[..., None]:
+def walk(
+    process: Callable[..., None], finish: Callable[..., None], await_token: Callable[..., None]
+) -> Callable[..., None]:
     """A function that visits every cell whose tokens see an item's groups, and finishes rows of groups.
 
     Both are compiled into it: a function that kernels are given as an argument is an address of this process, which
@@ -219,10 +250,26 @@ def walk(process: Callable[..., None], finish: Callable[..., None]) -> Callable[
             of a cell, ``room.tokens[begin : begin + n]``; ``cell`` is the cell's coordinate on axis 0, by which a pass
             knows whether the item owns it.
         finish: called as ``finish(x, more, work, room, passed, row)`` for rows of axis 0 all of whose members were seen.
+        await_token: called as ``await_token(work, passed, token)`` some cells before a token is processed.
 
     Returns:
         Called as ``visit(x, more, work, room, passed)`` with the second operand of groups and what a pass is given.
     """
+
+    @helper
+    def await_tokens(x: Call, work: Work, passed: Any, c0: int, c1: int, c2: int) -> None:
+        geometry = x.geometry
+        if c2 >= geometry.groups[2]:
+            return
+        start0, stop0 = block(geometry, 0, c0)
+        start1, stop1 = block(geometry, 1, c1)
+        start2, stop2 = block(geometry, 2, c2)
+        for i0 in range(start0, stop0):
+            for i1 in range(start1, stop1):
+                for i2 in range(start2, stop2):
+                    token = (i0 * geometry.tokens[1] + i1) * geometry.tokens[2] + i2
+                    expect(x.k, work, token)
+                    await_token(work, passed, token)
 
     @helper
     def visit(x: Call, more: Rows, work: Work, room: Room, passed: Any) -> None:
@@ -239,6 +286,8 @@ def walk(process: Callable[..., None], finish: Callable[..., None]) -> Callable[
                     for step in range((g2 - phase + dilation - 1) // dilation):
                         enter(x, more, work, room, c0, c1, phase, step + radius)
                         c2 = phase + dilation * step
+                        await_tokens(x, work, passed, c0, c1, c2 + dilation * CELLS_AHEAD)
+                        expect_groups(x, more, work, room, c0, c1, c2 + dilation * (radius + CELLS_AHEAD))
                         count = list_tokens(x, work, room, c0, c1, c2)
                         if count == 0:
                             continue

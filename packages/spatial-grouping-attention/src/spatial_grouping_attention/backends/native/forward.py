@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from .bundles import Call, Floats, Room, Rows, Work
 from .cells import (
     block,
+    expect,
     fetch,
     groups_of,
     is_valid_group,
@@ -30,7 +31,7 @@ from .cells import (
 )
 from .jit import helper, kernel
 from .simd import get, given, number, put
-from .softmax import exponentials, logits, memberships
+from .softmax import exponentials, logits, memberships, noted
 from .vectors import collected, copied, dot, filled, scaled, spread
 
 MASSES = (1e-25, 1e25)
@@ -65,8 +66,9 @@ def _assign_tokens(
     fetch(x.k, work, room, begin, n, 0)
     logits(x, work.head, room, begin, n)
     first = work.pair * tokens_of(x.geometry)
+    memberships(room, n)
     for t in range(n):
-        put(to.lse, first + get(room.tokens, begin + t), memberships(room, t))
+        put(to.lse, first + get(room.tokens, begin + t), noted(room, t))
     rows = rows_of_window(u, work, room, room.more_rows, seen)
     width = room.widest
     collected(n, room.first, room.slots, room.slot, seen, rows, room.at, padded(u.channels, rows), room.out, width)
@@ -81,7 +83,12 @@ def _nothing_to_finish(x: Call, u: Rows, work: Work, room: Room, to: Assigned, r
     pass
 
 
-_walk_assign = walk(_assign_tokens, _nothing_to_finish)
+@helper
+def _await_assigned(work: Work, to: Assigned, token: int) -> None:
+    expect(to.out, work, token)
+
+
+_walk_assign = walk(_assign_tokens, _nothing_to_finish, _await_assigned)
 
 
 @kernel
@@ -98,14 +105,14 @@ def _add_tokens(
     fetch(x.k, work, room, begin, n, 0)
     logits(x, work.head, room, begin, n)
     first = work.pair * tokens_of(x.geometry)
+    if to.own:
+        memberships(room, n)
     for t in range(n):
         token = first + get(room.tokens, begin + t)
-        if to.own:
-            lse = memberships(room, t)
-            if work.first <= cell < work.last:
-                put(to.lse, token, lse)
-        else:
+        if not to.own:
             exponentials(room, t, get(to.lse, token))
+        elif work.first <= cell < work.last:
+            put(to.lse, token, noted(room, t))
     fetch(to.values, work, room, begin, n, 1)
     rows = whole_rows(to.values, room, n, 1)
     width = padded(to.values.channels, rows)
@@ -139,7 +146,12 @@ def _finish_averages(x: Call, _: Rows, work: Work, room: Room, to: Averaged, row
         put(room.masses, kept + j, 0)
 
 
-_walk_pool = walk(_add_tokens, _finish_averages)
+@helper
+def _await_values(work: Work, to: Averaged, token: int) -> None:
+    expect(to.values, work, token)
+
+
+_walk_pool = walk(_add_tokens, _finish_averages, _await_values)
 
 
 @kernel

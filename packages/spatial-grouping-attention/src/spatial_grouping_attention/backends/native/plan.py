@@ -151,6 +151,7 @@ def _layout(geometry: Geometry, need: Demand, size: int) -> tuple[tuple[int, int
         4 * slots,
         4 * slots,
         4 * slots,
+        5 * lanes,
         2 * slots,
         tokens,
         3 * tokens,

@@ -152,6 +152,21 @@ def _listed(arguments: Any) -> tuple[Any, list[Any]]:
 
 
 @intrinsic
+def prefetch(typing: Any, pointer: Any, index: Any) -> Any:
+    """Ask for the memory around an element."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(*_listed(arguments)), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, whole(0), whole(3), whole(1)])  # to read, to be kept, data
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), build
+
+
+@intrinsic
 def number(typing: Any, pointer: Any, value: Any) -> Any:
     """A value in the type of what is pointed to: sums that start from a literal would be float64."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from .bundles import Call, Room
 from .exponential import exp
 from .jit import helper
-from .simd import add, fma, get, given, highest, lanes, largest, load, mul, number, splat, store, sub, total
+from .simd import add, fma, get, given, highest, lanes, largest, load, mul, number, put, splat, store, sub, total
 from .vectors import products
 
 
@@ -37,29 +37,43 @@ def logits(x: Call, head: int, room: Room, begin: int, n: int) -> None:
 
 
 @helper
-def memberships(room: Room, t: int) -> Any:
-    """Make a token's logits memberships; its normaliser, +inf where it belongs to nobody."""
+def memberships(room: Room, n: int) -> None:
+    """Make the logits of ``n`` tokens memberships, and note their normalisers, +inf where a token belongs to nobody.
+
+    Step by step for all tokens: a processor goes on with the next while it waits for the last result of one.
+    """
     slots, step = room.slots, lanes(room.first)
-    start = t * slots
-    most = load(room.first, start)
-    for s in range(step, slots, step):
-        most = largest(most, load(room.first, start + s))
-    top = highest(most)
-    # Also where all are NaN or -inf: then the sum tells which.
-    if not top > -math.inf:
-        top = number(room.first, 0)
-    shift, sums = splat(top), splat(number(room.first, 0))
-    for s in range(0, slots, step):
-        weight = exp(sub(load(room.first, start + s), shift))
-        store(room.first, start + s, weight)
-        sums = add(sums, weight)
-    mass = total(sums)
-    if mass == 0:
-        return number(room.first, math.inf)
-    share = splat(number(room.first, 1) / mass)
-    for s in range(0, slots, step):
-        store(room.first, start + s, mul(load(room.first, start + s), share))
-    return top + math.log(mass)
+    numbers = 4 * step
+    for t in range(n):
+        most = load(room.first, t * slots)
+        for s in range(t * slots + step, (t + 1) * slots, step):
+            most = largest(most, load(room.first, s))
+        top = highest(most)
+        # Also where all are NaN or -inf: then the sum tells which.
+        put(room.of_tokens, numbers + t, top if top > -math.inf else number(room.first, 0))
+    for t in range(n):
+        shift, sums = splat(get(room.of_tokens, numbers + t)), splat(number(room.first, 0))
+        for s in range(t * slots, (t + 1) * slots, step):
+            weight = exp(sub(load(room.first, s), shift))
+            store(room.first, s, weight)
+            sums = add(sums, weight)
+        store(room.of_tokens, t * step, sums)
+    for t in range(n):
+        mass = total(load(room.of_tokens, t * step))
+        share = splat(number(room.first, 1) / mass if mass != 0 else mass)
+        for s in range(t * slots, (t + 1) * slots, step):
+            store(room.first, s, mul(load(room.first, s), share))
+        put(room.of_tokens, t * step, mass)
+    for t in range(n):
+        mass = get(room.of_tokens, t * step)
+        lse = get(room.of_tokens, numbers + t) + math.log(mass) if mass != 0 else number(room.first, math.inf)
+        put(room.of_tokens, numbers + t, lse)
+
+
+@helper
+def noted(room: Room, t: int) -> Any:
+    """The number of a token that was noted."""
+    return get(room.of_tokens, 4 * lanes(room.of_tokens) + t)
 
 
 @helper
