@@ -64,7 +64,7 @@ def test_features(feature: str, device: str) -> None:
 
 @pytest.mark.parametrize(
     ("device", "examples"),
-    [pytest.param("cpu", 12, marks=pytest.mark.triton), pytest.param("cuda", 40, marks=pytest.mark.gpu)],
+    [pytest.param("cpu", 12, marks=pytest.mark.triton), pytest.param("cuda", 20, marks=pytest.mark.gpu)],
 )
 def test_any_geometry(device: str, examples: int) -> None:
     @settings(max_examples=examples, database=None)
@@ -94,7 +94,7 @@ def test_half_types(dtype: torch.dtype, device: str) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("head_size", [16, 24, 32, 64, 80, 128])
+@pytest.mark.parametrize("head_size", [16, 24, 64, 128])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_head_sizes(dtype: torch.dtype, head_size: int, device: str) -> None:
     masks = {"valid": "some", "valid_groups": "some"}

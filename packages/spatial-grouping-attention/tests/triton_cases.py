@@ -42,8 +42,8 @@ def moved(case: Case, device: str) -> Case:
     return replace(case, **tensors)
 
 
-def call(operator: str, case: Case) -> tuple[Tensor, ...]:
-    return call_operator(operator, case, "triton")
+def call(operator: str, case: Case, backend: str = "triton") -> tuple[Tensor, ...]:
+    return call_operator(operator, case, backend)
 
 
 def oracle(operator: str, case: Case) -> tuple[Tensor, ...]:
@@ -55,6 +55,7 @@ def check(
     device: str,
     dtype: torch.dtype = torch.float32,
     *,
+    backend: str = "triton",
     operators: tuple[str, ...] = OPERATORS,
     slack: float = 1.0,
 ) -> None:
@@ -64,7 +65,7 @@ def check(
     sizes, tolerance = natural_sizes(exact), TOLERANCE[dtype] * slack
     for operator in operators:
         leaves, exact_leaves = moved(case, device).leaves(), exact.leaves()
-        got = call(operator, moved(case, device).with_leaves(leaves))
+        got = call(operator, moved(case, device).with_leaves(leaves), backend)
         want = oracle(operator, exact.with_leaves(exact_leaves))
         for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
             assert mine.dtype == (dtype if i == 0 else torch.float32)
