@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from grouping_cases import window_entries
+from grouping_cases import squared_distances, window_entries
 from spatial_grouping_attention import (
     DeformableSpatialGroupingAttention,
     DenseSpatialGroupingAttention,
@@ -37,7 +37,7 @@ def make_layer(variant: str, ndim: int = 2, *, seed: int = 0, **options: object)
 
 def full(variant: str, **options: object) -> torch.nn.Module:
     """A layer, or windowed self-attention, with every parameter that it can have."""
-    options = {"temperature": "learned", "relative_bias": variant != "dense", **options}
+    options = {"temperature": "learned", "relative_bias": variant != "dense", "compactness": 2.0, **options}
     if variant in VARIANTS:
         return VARIANTS[variant](16, 2, 3, 2, norm_tokens=True, spacing_transform="power", **options)
     return WindowedSelfAttention(16, 2, 2, window=3, spacing_transform="power", **options)
@@ -99,6 +99,9 @@ def grouping_by_hand(layer: SpatialGroupingAttention, x: Tensor, shape: tuple[in
         if layer.bias_table is not None:
             entries = window_entries(layer.neighbourhood(shape)).clamp(min=0)
             scores = scores + layer.bias_table.double().flatten(1)[:, entries]
+        if layer.raw_compactness is not None:
+            beta = layer.raw_compactness.double().exp().log1p()
+            scores = scores - beta[:, None, None] * squared_distances(layer.neighbourhood(shape))
         members = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         if step < layer.iters:
             mass = members.sum(-2, keepdim=True)

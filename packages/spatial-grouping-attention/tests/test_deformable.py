@@ -276,13 +276,13 @@ def test_tokens_that_are_not_numbers(ndim: int) -> None:
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("relative_bias", [False, True])
-def test_at_whole_steps_it_is_the_sparse_layer(ndim: int, relative_bias: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"relative_bias": True}, {"compactness": 1.0}], ids=str)
+def test_at_whole_steps_it_is_the_sparse_layer(ndim: int, options: dict[str, object]) -> None:
     """With its points on the window, the layer and the memberships equal the sparse ones, forward and backward."""
-    sparse = make_layer("sparse", ndim, relative_bias=relative_bias).double()
-    other = make_layer("deformable", ndim, relative_bias=relative_bias, seed=3).double()
+    sparse = make_layer("sparse", ndim, **options).double()
+    other = make_layer("deformable", ndim, seed=3, **options).double()
     state = sparse.state_dict()
-    if relative_bias:
+    if "bias_table" in state:
         state["bias_table"] = state["bias_table"].flatten(1)
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected
@@ -296,6 +296,7 @@ def test_at_whole_steps_it_is_the_sparse_layer(ndim: int, relative_bias: bool) -
         (output.x_out.sin().sum() + up.cos().sum()).backward()
         names = ("k_proj.weight", "v_proj.weight", "q_proj.weight", "rotary.freqs", "proposal.weight")
         parameters = dict(layer.named_parameters())
+        names += tuple(name for name in ("raw_compactness",) if name in parameters)
         grads = [parameters[name].grad for name in names]
         results.append((output.x_out, output.assignment.matrix(), up, x.grad, *grads))
     assert (results[0][1].amax(-1) > 2 / results[0][1].shape[-1]).any()

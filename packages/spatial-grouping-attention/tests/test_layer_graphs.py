@@ -14,10 +14,11 @@ SHAPE = (6, 9)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what it has deprecated
 
 
+@pytest.mark.parametrize("compactness", [None, 2.0])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_compiled_layer_is_the_same_layer(variant: str) -> None:
+def test_a_compiled_layer_is_the_same_layer(variant: str, compactness: float | None) -> None:
     torch._dynamo.reset()
-    layer = make_layer(variant, relative_bias=variant != "dense", iters=1)
+    layer = make_layer(variant, relative_bias=variant != "dense", iters=1, compactness=compactness)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     results = []
     for function in (layer, compiled):
@@ -85,7 +86,7 @@ def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exported_layers_can_be_saved(variant: str) -> None:
-    layer = make_layer(variant, iters=1)
+    layer = make_layer(variant, iters=1, compactness=2.0)
     valid = torch.ones(2, *SHAPE, dtype=torch.bool)
     valid[0, :, 6:] = False
     for real in (None, valid):
@@ -110,7 +111,7 @@ class Fixed(torch.nn.Module):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exported_layers_take_any_batch(variant: str) -> None:
-    layer = make_layer(variant, iters=1).eval()
+    layer = make_layer(variant, iters=1, compactness=2.0).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(
         layer,
@@ -132,7 +133,8 @@ class Segments(torch.nn.Module):
 
     def __init__(self, variant: str) -> None:
         super().__init__()
-        self.first, self.second = (make_layer(variant, iters=1, seed=seed) for seed in (0, 3))
+        self.first = make_layer(variant, iters=1)
+        self.second = make_layer(variant, iters=1, seed=3, compactness=1.0)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         fine = self.first(x, 1.0, SHAPE, valid=valid)
@@ -185,7 +187,8 @@ def some_valid(batch: int) -> torch.Tensor:
 def test_labels_are_registered_operators() -> None:
     """With shapes for tracing that are those of the results."""
     for variant in VARIANTS:
-        members = make_layer(variant, relative_bias=variant == "sparse")(tokens(SHAPE), 1.0, SHAPE).assignment.detach()
+        layer = make_layer(variant, relative_bias=variant == "sparse", compactness=2.0)
+        members = layer(tokens(SHAPE), 1.0, SHAPE).assignment.detach()
         if variant == "deformable":
             operator, given = (
                 torch.ops.spatial_grouping_attention.labels_of_points,
@@ -194,7 +197,7 @@ def test_labels_are_registered_operators() -> None:
             given = (*given, None, list(members.output_shape))
         else:
             operator, geometry = torch.ops.spatial_grouping_attention.labels, members.neighbourhood.integers()
-            given = (members.q, members.k, members.bias, None, None, geometry, members.scale)
+            given = (members.q, members.k, members.bias, members.compactness, None, None, geometry, members.scale)
         for per_head in (False, True):
             torch.library.opcheck(operator, (*given, per_head))
             assert torch.equal(operator(*given, per_head), members.labels(per_head=per_head))

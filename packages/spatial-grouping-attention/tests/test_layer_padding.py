@@ -98,7 +98,7 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_a_padded_sample_is_the_sample_alone(variant: str, ndim: int, fill: object) -> None:
-    options = {"relative_bias": variant != "dense", "temperature": "learned", "norm_tokens": True}
+    options = {"relative_bias": variant != "dense", "temperature": "learned", "norm_tokens": True, "compactness": 1.0}
     layer = make_layer(variant, ndim, **options).double()
     shape, larger = ALONE[ndim], PADDED[ndim]
     x = tokens(shape).double()
@@ -227,7 +227,12 @@ def test_all_valid_is_no_validity_and_masks_are_for_real_tokens(variant: str) ->
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize(
     "options",
-    [{"window": 3, "relative_bias": True, "temperature": "learned"}, {"window": None}, {"window": 3, "dilation": 2}],
+    [
+        {"window": 3, "relative_bias": True, "temperature": "learned", "compactness": 1.0},
+        {"window": None},
+        {"window": None, "compactness": 1.0},
+        {"window": 3, "dilation": 2},
+    ],
     ids=str,
 )
 def test_windowed_self_attention(options: dict[str, object], ndim: int, fill: object) -> None:

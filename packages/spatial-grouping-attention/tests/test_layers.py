@@ -18,11 +18,13 @@ def spacing_of(ndim: int) -> tuple[float, ...]:
     return (1.0, 0.5, 1.5)[:ndim]
 
 
+@pytest.mark.parametrize("compactness", [None, 2.0])
 @pytest.mark.parametrize("iters", [0, 1, 3])
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("variant", BY_ATTENTION)
-def test_the_layer_is_its_algorithm(variant: str, ndim: int, iters: int) -> None:
-    layer = make_layer(variant, ndim, iters=iters, relative_bias=variant == "sparse").double()
+def test_the_layer_is_its_algorithm(variant: str, ndim: int, iters: int, compactness: float | None) -> None:
+    options = {"iters": iters, "relative_bias": variant == "sparse", "compactness": compactness}
+    layer = make_layer(variant, ndim, **options).double()
     shape, spacing = SHAPES[ndim], spacing_of(ndim)
     x = tokens(shape).double()
     output = layer(x, spacing, shape)

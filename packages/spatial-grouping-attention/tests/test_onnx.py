@@ -17,7 +17,7 @@ class Masks(torch.nn.Module):
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.second = make_layer("dense", iters=0, seed=3)
+        self.second = make_layer("dense", iters=0, seed=3, compactness=1.0)
 
     def last(self, output: GroupingOutput) -> GroupingOutput:
         return self.second(output.x_out, input_grid=output.grid, valid=output.valid)
@@ -35,7 +35,7 @@ class Masks(torch.nn.Module):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exported_layers_agree(variant: str, padded: bool, tmp_path: Path) -> None:
-    model = Masks(make_layer(variant, iters=2)).eval()
+    model = Masks(make_layer(variant, iters=2, compactness=2.0)).eval()
     inputs = (tokens(SHAPE), torch.ones(2, *SHAPE, dtype=torch.bool))[: 1 + padded]
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
     assert program is not None

@@ -13,7 +13,7 @@ from spatial_grouping_attention import WindowedSelfAttention
 def make(ndim: int = 2, *, seed: int = 0, **options: object) -> WindowedSelfAttention:
     torch.manual_seed(seed)
     layer = WindowedSelfAttention(8, 2, ndim, **options)
-    for parameter in (layer.bias_table, layer.log_temperature):
+    for parameter in (layer.bias_table, layer.log_temperature, layer.raw_compactness):
         if parameter is not None:
             torch.nn.init.normal_(parameter)
     return layer
@@ -38,6 +38,9 @@ def by_hand(layer: WindowedSelfAttention, x: torch.Tensor, shape: tuple[int, ...
             entries = (steps.div(dilation, rounding_mode="floor") + window // 2).clamp(min=0)
             entries = torch.minimum(entries, window - 1)
             scores = scores + layer.bias_table.double()[(slice(None), *entries.unbind(-1))]
+    if layer.raw_compactness is not None:
+        beta = layer.raw_compactness.double().exp().log1p()
+        scores = scores - beta[:, None, None] * steps.square().sum(-1)
     out = scores.softmax(-1) @ v
     return layer.proj(out.transpose(1, 2).flatten(2))
 
@@ -51,6 +54,8 @@ def by_hand(layer: WindowedSelfAttention, x: torch.Tensor, shape: tuple[int, ...
         {"window": 5, "dilation": 2, "relative_bias": True},
         {"window": 1},
         {"temperature": "learned"},
+        {"window": None, "dilation": 2, "compactness": 1.0},
+        {"window": 5, "dilation": 2, "compactness": 1.0},
     ],
     ids=str,
 )

@@ -193,6 +193,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.k_proj = nn.Linear(feature_dims, feature_dims, bias=qkv_bias, **made)
         self.v_proj = nn.Linear(feature_dims, self.out_dims, bias=qkv_bias, **made)
         self.rotary = RotarySpatialEmbedding(feature_dims, num_heads, spatial_dims, **made, **rotary)
+        # Asked here, because an adapter may stand in the embedding's place, which can be called and nothing else.
+        self._transforms_spacing = self.rotary.spacing_transform is not None
         self.norm_attention = nn.LayerNorm(self.out_dims, **made)
         self.norm_mlp = nn.LayerNorm(self.out_dims, **made)
         self.mlp = MLP(
@@ -318,7 +320,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
 
     def _places(self, tokens: TokenGrid, coarse: Grid, device: torch.device) -> Places:
         in_frame = coarse if tokens.frame is tokens.grid else self._coarsen(tokens.frame)
-        spacing = None if self.rotary.spacing_transform is None else tokens.frame.spacing
+        spacing = tokens.frame.spacing if self._transforms_spacing else None
         return Places(in_frame.coordinates(device=device), spacing)
 
     def _filled(self, x: Tensor, tokens: TokenGrid) -> Tensor:

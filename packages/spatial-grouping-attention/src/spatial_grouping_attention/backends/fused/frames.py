@@ -202,7 +202,7 @@ def weighted_means(
         values = torch.cat((weight * keys, weight * places), -1).to(k.dtype)
         operands = frame.queries.rows(q), keys, values
         out, _ = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
-        mean, products, lengths, total = torch.split(out, (k.shape[-1], x.shape[-1], 1, 1), -1)
+        mean, products, lengths, total = torch.split(out, [k.shape[-1], x.shape[-1], 1, 1], -1)
         _put(frame.queries, means, mean)
         own = frame.lengths(frame.x) * total.squeeze(-1)
         _put(frame.queries, squares, lengths.squeeze(-1) - 2 * (products * x).sum(-1) + own)
