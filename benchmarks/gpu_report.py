@@ -5,9 +5,9 @@
 
 Runs from a plain checkout with the torch and triton that are there; nothing is downloaded. Fails without a CUDA
 device. Kernels that disagree with float64 are listed and not timed, and the report fails at its end. Peers that cannot
-be imported or cannot run are named with the reason, never left out in silence; ``--seconds`` count from the end of the
-comparisons, and what does not fit into them is listed as skipped. The file is written after every section, so that
-whatever happens, what was measured is there.
+be imported or cannot run are named with the reason, never left out in silence. ``--seconds`` count from the end of
+comparing and compiling, which several processes share; what does not fit into them is listed as skipped. The file is
+written after every section, so that whatever happens, what was measured is there.
 
 With TRITON_INTERPRET=1 and without a CUDA device the same runs from end to end in triton's interpreter on tiny grids:
 its figures mean nothing, but a report that runs there will not be found broken where a GPU is.
@@ -32,7 +32,7 @@ import gpu_report_cases as cases
 import torch
 import torch._functorch.config
 from gpu_report_correctness import correctness, memory
-from gpu_report_timing import DEVICE, Report
+from gpu_report_timing import DEVICE, Report, in_workers, said
 
 
 def environment() -> dict[str, Any]:
@@ -61,6 +61,13 @@ def checked(report: Report) -> dict[str, Any]:
     return found
 
 
+def compiled_ahead() -> dict[str, Any]:
+    """Seconds that each operator's kernels took to compile, in parallel."""
+    tasks = [(title, name) for title in cases.grouping_cases() for name in ("grouping_attention", "assign")]
+    seconds = in_workers(cases.compile_ahead, tasks, said)
+    return {f"{name}, {title}": taken for (title, name), taken in zip(tasks, seconds, strict=True)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results here")
@@ -79,6 +86,7 @@ def main() -> None:
         "environment": environment,
         "first_call_seconds": cases.first_calls,
         "correctness": functools.partial(checked, report),
+        "compiled_ahead_seconds": compiled_ahead,
         "bytes_beyond_operands": memory,
     }
     for name, part in parts.items():

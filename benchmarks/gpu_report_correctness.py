@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-import multiprocessing
-import os
 import zlib
 from collections.abc import Callable, Hashable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpu_report_timing import DEVICE, TINY, leaves_of, said
+from gpu_report_timing import DEVICE, TINY, in_workers, leaves_of, said
 from RoSE import functional as rose
 from RoSE.rotation import rotate_plain
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-
-MOST_WORKERS = 8
 
 
 class Check(NamedTuple):
@@ -95,7 +90,7 @@ def guarded(check: Check) -> tuple[float, float, str]:
 def correctness() -> dict[str, Any]:
     """Errors of every comparison, and the engines that must not be trusted."""
     checks = every_check()
-    found = [guarded(check) for check in checks] if TINY else _in_workers(checks)
+    found = in_workers(guarded, checks, lambda error: (math.inf, 0.0, said(error)))
     errors = {str(check): result for check, result in zip(checks, found, strict=True)}
     wrong = {check.engine for check, (error, allowed, _) in zip(checks, found, strict=True) if not error <= allowed}
     for name, (error, allowed, failure) in errors.items():
@@ -103,20 +98,6 @@ def correctness() -> dict[str, Any]:
             print(f"  {name}: {failure or f'off by {error:.2e}, allowed {allowed:.0e}'}")
     print(f"correctness: {len(checks)} cases, wrong: {', '.join(sorted(wrong)) or 'none'}")
     return {"errors": errors, "wrong": sorted(wrong)}
-
-
-def _in_workers(checks: list[Check]) -> list[tuple[float, float, str]]:
-    """Every check in some process; one that dies takes down what it had to do, not the report."""
-    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(guarded, check) for check in checks]
-        found = []
-        for future in futures:
-            try:
-                found.append(future.result())
-            except Exception as error:
-                found.append((math.inf, 0.0, said(error)))
-    return found
 
 
 def relative(got: Tensor, want: Tensor) -> float:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +26,11 @@ TINY = DEVICE == "cpu"
 FLUSHED_BYTES = 2**28
 
 GRAPH_REPLAYS = 40
+
+# Processes that compile: each has a context of its own on the GPU.
+MOST_WORKERS = 8
+
+T = TypeVar("T")
 
 
 class Contender(NamedTuple):
@@ -96,6 +104,21 @@ class Report:
         finally:
             if DEVICE == "cuda":
                 torch.cuda.empty_cache()
+
+
+def in_workers(function: Callable[[Any], T], tasks: list[Any], failed: Callable[[Exception], T]) -> list[T]:
+    """Results of a module's function in several processes; one that dies costs what it had to do, not the report."""
+    if TINY:
+        return [function(task) for task in tasks]
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+    found = []
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for future in [pool.submit(function, task) for task in tasks]:
+            try:
+                found.append(future.result())
+            except Exception as error:
+                found.append(failed(error))
+    return found
 
 
 def said(error: Exception) -> str:

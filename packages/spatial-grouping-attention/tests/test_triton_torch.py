@@ -31,7 +31,7 @@ def test_operators_keep_their_contract_with_torch(device: str) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     token_major = case.v.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     opcheck(registered._pool, (*arguments(case, token_major), None), test_utils=checks)
-    plain = replace(case, bias=None, valid=None, valid_groups=None)
+    plain = replace(case, bias=None, compactness=None, valid=None, valid_groups=None)
     opcheck(registered._pool, (*arguments(plain, case.v), case.lse), test_utils=checks)
     opcheck(registered._assign, arguments(case, case.u), test_utils=checks)
 
@@ -52,7 +52,7 @@ def test_backward_operators_keep_their_contract_with_torch(device: str) -> None:
 
 def step(case: Case) -> tuple[Tensor, ...]:
     """A grouping, its values carried back up, and a number to differentiate."""
-    options = {"bias": case.bias, "valid": case.valid, "valid_groups": case.valid_groups, "backend": "triton"}
+    options = {**case.options, "backend": "triton"}
     out, lse = functional.grouping_attention(case.q, case.k, case.v, case.neighbourhood, **options)
     up, _ = functional.assign(case.q, case.k, out, case.neighbourhood, **options)
     return out, up, out.square().sum() + up.square().sum() + lse.masked_fill(lse.isinf(), 0.0).sum()
@@ -74,7 +74,7 @@ def test_compiled_whole_is_the_same_forward_and_backward(device: str, compiler: 
         leaves = case.leaves()
         out, up, total = function(case.with_leaves(leaves))
         total.backward()
-        results.append((out, up, *(leaves[name].grad for name in ("q", "k", "v", "bias"))))
+        results.append((out, up, *(leaves[name].grad for name in ("q", "k", "v", "bias", "compactness"))))
     for i, (eager, compiled) in enumerate(zip(*results, strict=True)):
         assert_near(compiled.cpu(), eager.cpu(), 1e-5, f"result {i}")
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_served_is_refused_with_every_reason() -> None:
 
 @pytest.mark.triton
 def test_the_interpreter_is_never_chosen_unasked() -> None:
-    assert functional.select(OPERANDS.q, OPERANDS.neighbourhood).backend == Backend.TILED
+    assert functional.select(OPERANDS.q, OPERANDS.neighbourhood).backend != Backend.TRITON
     assert functional.select(OPERANDS.q, OPERANDS.neighbourhood, backend="triton").backend == Backend.TRITON
 
 
@@ -138,7 +138,7 @@ def test_the_kernels_pass_their_self_check(device: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("gradient", ["q", "k", "values", "bias"])
+@pytest.mark.parametrize("gradient", ["q", "k", "values", "bias", "compactness"])
 def test_the_self_check_notices_a_wrong_gradient(gradient: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from spatial_grouping_attention.backends.triton import check as self_check
 

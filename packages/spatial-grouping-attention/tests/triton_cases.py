@@ -110,6 +110,7 @@ OPERANDS = make_case(
     batch=1,
     heads=2,
     bias="table",
+    compact=True,
     valid="some",
     valid_groups="some",
     head_size=4,
