@@ -41,12 +41,13 @@ BACKENDS = {
         Served("reference", dense=True, windowed=True, biases=(None, "table", "both", "full"), twice=True),
         Served("fused", dense=True, windowed=False, biases=(None,), twice=False),
         Served("tiled", dense=False, windowed=True, biases=(None, "table"), twice=False),
+        Served("native", dense=False, windowed=True, biases=(None, "table"), twice=False),
     )
 }
-EVERY_BACKEND = tuple(BACKENDS)
 # What needs another device or another library than torch has the same oracle in tests of its own, test_<name>.py.
-ELSEWHERE = ("triton", "natten")
-WINDOWED = tuple(name for name, served in BACKENDS.items() if served.windowed)
+ELSEWHERE = ("native", "triton", "natten")
+EVERY_BACKEND = tuple(name for name in BACKENDS if name not in ELSEWHERE)
+WINDOWED = tuple(name for name in EVERY_BACKEND if BACKENDS[name].windowed)
 
 
 def cell_by_distance(index: int, size: int, groups: int, stride: int, kernel: int, padding: int) -> int:

@@ -16,7 +16,7 @@ ROOT = Path(spatial_grouping_attention.__file__).parent
 OPTIONAL = ("timm", "torchvision", "natten", "triton", "matplotlib", "skimage", "numba", "scipy")
 # Each layer of the package may import itself and what stands after it.
 ORDER = ("models", "layers", "output", "assignment", "functional", "backends", "geometry", "__about__")
-ENGINES = ("reference", "fused", "tiled", "triton", "natten", "deformable")
+ENGINES = ("reference", "fused", "tiled", "native", "triton", "natten", "deformable")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -88,7 +88,7 @@ def test_engines_are_reached_through_one_registry(path: Path) -> None:
     if (part, *rest) == ("backends", "engines"):
         assert named == set(ENGINES) - {"deformable"}
     elif (part, *rest) == ("backends", "selection"):
-        assert named == {"triton"}, "its self-check, before it is trusted"
+        assert named == {"triton", "native"}, "their self-checks, before they are trusted"
     elif part in ("layers", "assignment"):
         # Deformable memberships have operators of their own, which are not a choice of backend.
         assert named <= {"deformable"}

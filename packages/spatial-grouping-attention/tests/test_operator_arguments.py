@@ -145,8 +145,8 @@ def test_selection_explains_itself() -> None:
     assert functional.select(Q).backend == "fused"
     assert functional.select(Q, Neighbourhood((5,), (3,), 2, 3, 1, 5)).backend == "fused"
     windowed = functional.select(Q, WINDOW)
-    assert windowed.backend == "tiled"
-    assert re.search(r"^tiled: .*\n.*fused cannot: .*window", str(windowed))
+    assert windowed.backend in ("tiled", "native")  # where numba is installed
+    assert re.search(r"^(tiled|native): .*\n.*fused cannot: .*window", str(windowed))
     full = functional.select(Q, pair_bias=torch.zeros(1, 1, 5, 3))
     assert full.backend == "reference"
     assert "fused cannot" in str(full)

@@ -21,6 +21,12 @@ from spatial_grouping_attention.backends import engines, selection, tiled
 WINDOW = Neighbourhood((10,), (5,), 2, 3, 1, 3)
 
 
+@pytest.fixture(autouse=True)
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether numba is installed or not: what "auto" makes of it is told in test_native.py."""
+    monkeypatch.setattr(selection, "NATIVE_DEVICES", ())
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for the triton engine on CPU tensors; the names of its passes as they are called."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from types import ModuleType
 
-from . import fused, natten, reference, tiled, triton
+from . import fused, native, natten, reference, tiled, triton
 
 
 class Backend(str, Enum):
@@ -20,11 +20,12 @@ class Backend(str, Enum):
     REFERENCE = "reference"
     FUSED = "fused"
     TILED = "tiled"
+    NATIVE = "native"
     TRITON = "triton"
     NATTEN = "natten"
 
 
-REGISTERED = frozenset({Backend.FUSED, Backend.TILED, Backend.TRITON})
+REGISTERED = frozenset({Backend.FUSED, Backend.TILED, Backend.NATIVE, Backend.TRITON})
 """Engines that compute inside the operators of :mod:`.registered`."""
 
 KEEPING = frozenset({Backend.FUSED.value})
@@ -35,6 +36,7 @@ _MODULES: dict[str, ModuleType] = {
     Backend.REFERENCE.value: reference,
     Backend.FUSED.value: fused,
     Backend.TILED.value: tiled,
+    Backend.NATIVE.value: native,
     Backend.TRITON.value: triton,
     Backend.NATTEN.value: natten,
 }

@@ -56,21 +56,28 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
 def select(problem: Problem, requested: str = "auto") -> Selection:
     """Choose the backend of a call.
 
-    "auto" takes ``fused`` where every token sees every group; where a window is given, ``triton`` on CUDA, once it has
-    shown on that device that it agrees with the plain formulas, else ``tiled``; and ``reference`` where none of these
-    can serve (a bias for every pair is as large as the matrix that ``reference`` makes; ONNX and forward-mode
-    derivatives need standard operators). ``natten`` serves on request
-    only, for as long as no measurement says where it is faster.
+    "auto" takes ``fused`` where every token sees every group; where a window is given, ``triton`` on CUDA and
+    ``native`` on a CPU where numba is installed, each once it has shown on that device that it agrees with the plain
+    formulas, else ``tiled``; and ``reference`` where none of these can serve (a bias for every pair is as large as the
+    matrix that ``reference`` makes; ONNX and forward-mode derivatives need standard operators). ``natten`` serves on
+    request only, for as long as no measurement says where it is faster.
 
     Raises:
         ValueError: the name is unknown, or the requested backend cannot serve; every reason is listed.
     """
     if requested != Backend.AUTO:
         return _requested(problem, require_choice("backend", requested, [backend.value for backend in Backend]))
-    looked_at = problem.device.type in TRITON_DEVICES and bool(refusals(Backend.FUSED, problem))
-    looked_at = looked_at and not refusals(Backend.TRITON, problem)
     standard = torch.onnx.is_in_onnx_export() or forward_mode()
-    return _automatic(problem, standard, looked_at and TRITON_CHECK.passed(problem.device))
+    trusted = None
+    if refusals(Backend.FUSED, problem):
+        for kernels, devices, check in (
+            (Backend.TRITON, TRITON_DEVICES, TRITON_CHECK),
+            (Backend.NATIVE, NATIVE_DEVICES, NATIVE_CHECK),
+        ):
+            looked_at = problem.device.type in devices and not refusals(kernels, problem)
+            if trusted is None and looked_at and check.passed(problem.device):
+                trusted = kernels
+    return _automatic(problem, standard, trusted)
 
 
 def _requested(problem: Problem, name: str) -> Selection:
@@ -82,12 +89,13 @@ def _requested(problem: Problem, name: str) -> Selection:
 
 
 @remembered(1024)
-def _automatic(problem: Problem, standard: bool, triton: bool) -> Selection:
+def _automatic(problem: Problem, standard: bool, trusted: Backend | None) -> Selection:
     """The rule; what it depends on besides the problem is an argument, so that answers can be remembered."""
     if not refusals(Backend.FUSED, problem):
         return Selection(Backend.FUSED, "every token sees every group", problem)
-    if triton:
-        return Selection(Backend.TRITON, "the window hides some groups from some tokens, on a GPU", problem)
+    if trusted is not None:
+        where = "a GPU" if trusted is Backend.TRITON else "a CPU"
+        return Selection(trusted, f"the window hides some groups from some tokens, on {where}", problem)
     if not refusals(Backend.TILED, problem):
         return Selection(Backend.TILED, "the window hides some groups from some tokens", problem)
     return Selection(Backend.REFERENCE, "no other backend can serve", problem)
@@ -103,3 +111,15 @@ TRITON_DEVICES = ("cuda",)
 """Device types on which "auto" looks at ``triton``."""
 
 TRITON_CHECK = SelfCheck("the triton kernels of spatial_grouping_attention", _check_triton, "backend 'tiled'")
+
+
+def _check_native(device: torch.device) -> None:
+    from .native.check import agrees
+
+    agrees(device)
+
+
+NATIVE_DEVICES = ("cpu",)
+"""Device types on which "auto" looks at ``native``."""
+
+NATIVE_CHECK = SelfCheck("the native kernels of spatial_grouping_attention", _check_native, "backend 'tiled'")

@@ -50,7 +50,8 @@ def grouping_attention(
             2012, doi:10.1109/TPAMI.2012.120, section 3). Differentiable.
         valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
         valid_groups: (B, N_out) boolean; false groups are seen by no token, whatever they hold.
-        backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"triton"`` or ``"natten"``.
+        backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"native"``, ``"triton"`` or
+            ``"natten"``.
 
     Returns:
         ``out`` (B, H, N_out, Dv) in v's dtype, 0 for groups that no token sees; and ``lse`` (B, H, N_in),

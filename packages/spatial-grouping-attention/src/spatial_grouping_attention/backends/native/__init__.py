@@ -14,7 +14,6 @@ was not done before: compiled kernels are kept on disk.
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 from types import ModuleType
 
 import torch
@@ -26,15 +25,13 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST_AXES = 3
 
 
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
+_INSTALLED = importlib.util.find_spec("numba") is not None
 
 
 def refusals(problem: Problem) -> list[str]:
     """Reasons why the kernels cannot serve a call; empty where they can."""
     reasons = []
-    if not _installed():
+    if not _INSTALLED:
         reasons.append("native needs numba: pip install spatial-grouping-attention[cpu]")
     if problem.device.type != "cpu":
         reasons.append(f"native needs tensors on a cpu; got {problem.device.type}")

@@ -3,10 +3,10 @@
     pool    dT_ij = D_ij (g_j . v_i - g_j . out_j + dM_j)      dl_i += -sum_j dT_ij      ds_ij = dT_ij + dl_i A_ij
     assign  ds_ij = A_ij (g_i . u_j - g_i . out_i + dl_i)
 
-with D = A divided by its column sums, and dl_i entering ds only where l is these logits' own normaliser. What belongs to
-tokens is written by the item that owns their cell; what belongs to groups is summed over the cells that see them. Sums
-over all pairs, for the bias and for compactness, are kept for every few rows of cells and added up in the end, so that
-they do not depend on how work was divided.
+with D = A divided by its column sums, and dl_i entering ds only where l is these logits' own normaliser. What belongs
+to tokens is written by the item that owns their cell; what belongs to groups is summed over the cells that see them.
+Sums over all pairs, for the bias and for compactness, are kept for every few rows of cells and added up in the end, so
+that they do not depend on how work was divided.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def _add_pairs(x: Call, work: Work, room: Room, pairs: OfPairs, begin: int, n: i
 
 
 @helper
-def _finish(room: Room, work: Work, kept: int, row: int, size: int, to: Rows, factor: Any, shift: int, width: int) -> None:
+def _finish(
+    room: Room, work: Work, kept: int, row: int, size: int, to: Rows, factor: Any, shift: int, width: int
+) -> None:
     """Write the sums of a row of groups, times a number."""
     start = start_of(to, work) + row * size * to.row
     for j in range(size):
@@ -142,7 +144,7 @@ def _assign_tokens(
     seen: int,
     members: int,
 ) -> None:
-    slots, step, widest = room.slots, lanes(room.first), room.widest
+    slots, step = room.slots, lanes(room.first)
     fetch(x.k, work, room, begin, n, 0)
     logits(x, work.head, room, begin, n)
     fetch(to.grad, work, room, begin, n, 1)
@@ -161,19 +163,14 @@ def _assign_tokens(
     if work.first <= cell < work.last:
         rows = rows_of_window(x.q, work, room, room.rows, seen)
         keys = padded(x.q.channels, rows)
-        collected(n, room.second, slots, room.slot, seen, rows, room.at, keys, room.out, widest)
+        collected(n, room, room.second, seen, rows, keys)
         _write(room, to.dk, work, begin, n, get(x.scale, 0))
         _add_pairs(x, work, room, to.pairs, begin, n, seen, cell)
     rows = whole_rows(x.k, room, n, 0)
     keys, width = padded(x.k.channels, rows), padded(x.k.channels, rows) + padded(u.channels, rows)
-    spread(
-        n, room.second, slots, room.member_slot, room.member_row, members, rows, room.whole, 0, keys, room.sums, width, 0
-    )  # fmt: skip
+    spread(n, room, room.second, members, rows, 0, keys, width, 0)
     rows = whole_rows(to.grad, room, n, 1)
-    spread(
-        n, room.first, slots, room.member_slot, room.member_row, members, rows, room.whole, 4, width - keys,
-        room.sums, width, keys,
-    )  # fmt: skip
+    spread(n, room, room.first, members, rows, 4, width - keys, width, keys)
 
 
 @helper
@@ -273,7 +270,7 @@ def _pool_tokens(
     seen: int,
     members: int,
 ) -> None:
-    slots, widest = room.slots, room.widest
+    slots = room.slots
     if begin == 0:
         _look_at_groups(x, work, room, to, seen)
     fetch(x.k, work, room, begin, n, 0)
@@ -289,18 +286,16 @@ def _pool_tokens(
                 put(to.dlse, first + get(room.tokens, begin + t), noted(room, t))
         rows = rows_of_window(x.q, work, room, room.rows, seen)
         keys = padded(x.q.channels, rows)
-        collected(n, room.second, slots, room.slot, seen, rows, room.at, keys, room.out, widest)
+        collected(n, room, room.second, seen, rows, keys)
         _write(room, to.dk, work, begin, n, get(x.scale, 0))
         rows = rows_of_window(grad, work, room, room.more_rows, seen)
         channels = padded(grad.channels, rows)
-        collected(n, room.third, slots, room.slot, seen, rows, room.at, channels, room.out, widest)
+        collected(n, room, room.third, seen, rows, channels)
         _write(room, to.dv, work, begin, n, number(room.first, 1))
         _add_pairs(x, work, room, to.pairs, begin, n, seen, cell)
     rows = whole_rows(x.k, room, n, 0)
     keys = padded(x.k.channels, rows)
-    spread(
-        n, room.second, slots, room.member_slot, room.member_row, members, rows, room.whole, 0, keys, room.sums, keys, 0
-    )  # fmt: skip
+    spread(n, room, room.second, members, rows, 0, keys, keys, 0)
 
 
 @helper

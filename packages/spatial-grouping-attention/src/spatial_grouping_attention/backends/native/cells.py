@@ -50,7 +50,7 @@ def width(geometry: Geometry, axis: int) -> int:
 def padded(count: int, array: Any) -> int:
     """Rounded up to whole vectors."""
     step = lanes(array)
-    return (count + step - 1) // step * step
+    return int((count + step - 1) // step * step)
 
 
 @helper
@@ -249,7 +249,7 @@ def walk(
         process: called as ``process(x, more, work, room, passed, cell, begin, n, seen, members)`` for up to four tokens
             of a cell, ``room.tokens[begin : begin + n]``; ``cell`` is the cell's coordinate on axis 0, by which a pass
             knows whether the item owns it.
-        finish: called as ``finish(x, more, work, room, passed, row)`` for rows of axis 0 all of whose members were seen.
+        finish: called as ``finish(x, more, work, room, passed, row)`` for rows of axis 0, all members seen.
         await_token: called as ``await_token(work, passed, token)`` some cells before a token is processed.
 
     Returns:

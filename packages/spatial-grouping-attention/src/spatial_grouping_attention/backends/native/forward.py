@@ -70,12 +70,11 @@ def _assign_tokens(
     for t in range(n):
         put(to.lse, first + get(room.tokens, begin + t), noted(room, t))
     rows = rows_of_window(u, work, room, room.more_rows, seen)
-    width = room.widest
-    collected(n, room.first, room.slots, room.slot, seen, rows, room.at, padded(u.channels, rows), room.out, width)
+    collected(n, room, room.first, seen, rows, padded(u.channels, rows))
     start = start_of(to.out, work)
     for t in range(n):
         place = start + get(room.tokens, begin + t) * to.out.row
-        copied(room.out, t * width, u.channels, to.out.data, place)
+        copied(room.out, t * room.widest, u.channels, to.out.data, place)
 
 
 @helper
@@ -116,10 +115,7 @@ def _add_tokens(
     fetch(to.values, work, room, begin, n, 1)
     rows = whole_rows(to.values, room, n, 1)
     width = padded(to.values.channels, rows)
-    spread(
-        n, room.first, room.slots, room.member_slot, room.member_row, members, rows, room.whole, 4, width, room.sums,
-        width, 0,
-    )  # fmt: skip
+    spread(n, room, room.first, members, rows, 4, width, width, 0)
     for g in range(members):
         slot, row = get(room.member_slot, g), get(room.member_row, g)
         mass = get(room.masses, row)

@@ -7,6 +7,7 @@ digest of all sources of this folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import typing
 from collections.abc import Callable
@@ -40,10 +41,8 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         return (*super()._index_key(signature, codegen), _SOURCES)
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full or forbidden disk: the next process compiles again
             super().save_overload(signature, data)
-        except OSError:  # a full or forbidden disk: the next process compiles again
-            pass
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         try:
@@ -71,17 +70,16 @@ _TYPES = {torch.float32: types.float32, torch.float64: types.float64}
 _ENTRIES: dict[tuple[Any, torch.dtype], Callable[..., int]] = {}
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any]) -> Any:
     """Compile what Python calls: without Python's lock, and cached where there is a place for it."""
     compiled: Any = numba.njit(**_OPTIONS)(function)
-    try:
+    with contextlib.suppress(RuntimeError):  # numba found no folder that it may write to
         compiled._cache = _Cache(function)
-    except RuntimeError:  # numba found no folder that it may write to
-        pass
     return compiled
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile what kernels call."""
-    compiled: Callable[..., Any] = numba.njit(**_OPTIONS)(function)
+    # Without the means to be called from Python or C, which take longer to compile than most of these.
+    compiled: Callable[..., Any] = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
     return compiled

@@ -32,6 +32,7 @@ from .simd import BYTES
 from .structures import address, in_memory
 from .threads import for_each
 
+
 class Pass:
     """Operands as kernels take them, and how many threads work on them."""
 
@@ -87,7 +88,7 @@ class Pass:
         assert self.x.neighbourhood is not None
         blocks = blocks_of(self.x.neighbourhood)
         sums = self.x.q.shape[0] * self.x.q.shape[1] * blocks
-        entries, lanes = math.prod(self.x.neighbourhood.window), BYTES // self.dtype.itemsize
+        entries, lanes = math.prod(axis.window for axis in self.x.neighbourhood.axes), BYTES // self.dtype.itemsize
         bias = None if self.x.bias is None else torch.zeros(sums, entries, dtype=self.dtype)
         compactness = None if self.x.compactness is None else torch.zeros(sums, lanes, dtype=self.dtype)
         return backward.OfPairs(ROWS_PER_SUM, blocks, floats(bias), floats(compactness)), bias, compactness

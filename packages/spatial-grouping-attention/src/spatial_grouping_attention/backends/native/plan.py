@@ -89,8 +89,8 @@ def kept(x: Operands) -> Kept:
     dtype = widened(x.q.dtype)
     bias, compactness = (None if t is None else t.detach().to(dtype).contiguous() for t in (x.bias, x.compactness))
     valid, valid_groups = (None if t is None else t.contiguous() for t in (x.valid, x.valid_groups))
-    rows = (readable(t, dtype) for t in (x.q, x.k, x.values))
-    return Kept(*rows, torch.full((1,), x.scale, dtype=dtype), bias, compactness, valid, valid_groups)
+    q, k, values = (readable(t, dtype) for t in (x.q, x.k, x.values))
+    return Kept(q, k, values, torch.full((1,), x.scale, dtype=dtype), bias, compactness, valid, valid_groups)
 
 
 def call_of(x: Kept, geometry: Geometry) -> Call:
@@ -125,8 +125,10 @@ class Demand(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _layout(geometry: Geometry, need: Demand, size: int) -> tuple[tuple[int, int, int], tuple[tuple[type, int], ...], int]:
-    """The sizes of a room, where each of its parts starts (in bytes, -1 for those that are not needed), and its size."""
+def _layout(
+    geometry: Geometry, need: Demand, size: int
+) -> tuple[tuple[int, int, int], tuple[tuple[type, int], ...], int]:
+    """The sizes of a room, where its parts start (in bytes, -1 for those that are not needed), and where it ends."""
     lanes = BYTES // size
 
     def padded(count: int) -> int:
@@ -233,6 +235,6 @@ def _items(batch: int, heads: int, groups: int, runs: int) -> tuple[tuple[int, .
 def threads_for(x: Operands) -> int:
     """As many as torch takes, where there is work for more than one."""
     assert x.neighbourhood is not None
-    entries = math.prod(x.neighbourhood.window)
+    entries = math.prod(axis.window for axis in x.neighbourhood.axes)
     work = x.k.shape[0] * x.k.shape[1] * x.k.shape[2] * entries * (x.q.shape[3] + x.values.shape[3])
     return torch.get_num_threads() if work > WORTH_A_THREAD else 1

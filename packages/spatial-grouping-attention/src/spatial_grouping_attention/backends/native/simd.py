@@ -105,7 +105,8 @@ def load(typing: Any, pointer: Any, index: Any) -> Any:
     kind = Vector(pointer.dtype)
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_place(builder, *arguments, kind), align=kind.dtype.bitwidth // 8)
+        pointer, index = arguments
+        return builder.load(_place(builder, pointer, index, kind), align=kind.dtype.bitwidth // 8)
 
     return kind(pointer, types.int64), build
 
@@ -117,8 +118,8 @@ def store(typing: Any, pointer: Any, index: Any, vector: Any) -> Any:
         raise TypeError(f"cannot store {vector} at {pointer}")
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _place(builder, *arguments[:2], vector)
-        builder.store(arguments[2], place, align=vector.dtype.bitwidth // 8)
+        pointer, index, value = arguments
+        builder.store(value, _place(builder, pointer, index, vector), align=vector.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, vector), build

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .bundles import Floats, Room
 from .jit import helper
 from .simd import add, fma, get, lanes, load, mul, number, put, splat, store, total
 
@@ -89,11 +90,11 @@ def products(n: int, rows: Any, starts: Any, first: int, count: int, columns: An
 
 
 @helper
-def collected(
-    n: int, weights: Any, slots: int, slot: Any, seen: int, rows: Any, at: Any, channels: int, result: Any, width: int
-) -> None:
-    """``result[t] = sum_g weights[t, slot[g]] * rows[at[g]]`` over the ``seen`` groups of a window."""
+def collected(n: int, room: Room, weights: Floats, seen: int, rows: Floats, channels: int) -> None:
+    """``room.out[t] = sum_g weights[t, slot[g]] * rows[at[g]]`` over the ``seen`` groups of a window."""
     nothing = splat(number(rows, 0))
+    slots, width = room.slots, room.widest
+    slot, at, result = room.slot, room.at, room.out
     for c in range(0, channels, lanes(rows)):
         if n == 4:
             sum_a, sum_b, sum_c, sum_d = nothing, nothing, nothing, nothing
@@ -118,37 +119,31 @@ def collected(
 
 @helper
 def spread(
-    n: int,
-    weights: Any,
-    slots: int,
-    slot: Any,
-    row: Any,
-    members: int,
-    rows: Any,
-    starts: Any,
-    first: int,
-    channels: int,
-    sums: Any,
-    width: int,
-    shift: int,
+    n: int, room: Room, weights: Floats, members: int, rows: Floats, first: int, channels: int, width: int, shift: int
 ) -> None:
-    """``sums[row[g]] += sum_t weights[t, slot[g]] * rows[t]`` for the groups that an item works for."""
+    """``room.sums[row[g]] += sum_t weights[t, slot[g]] * rows[t]`` for the groups that an item works for.
+
+    The rows of tokens begin at ``room.whole[first + t]``; sums have ``width`` channels, of which these begin at
+    ``shift``.
+    """
+    slots, sums = room.slots, room.sums
+    slot, row, starts = room.member_slot, room.member_row, room.whole
     for c in range(0, channels, lanes(rows)):
         if n == 4:
-            a = load(rows, get(starts, first) + c)
-            b = load(rows, get(starts, first + 1) + c)
-            e = load(rows, get(starts, first + 2) + c)
-            d = load(rows, get(starts, first + 3) + c)
+            row_a = load(rows, get(starts, first) + c)
+            row_b = load(rows, get(starts, first + 1) + c)
+            row_c = load(rows, get(starts, first + 2) + c)
+            row_d = load(rows, get(starts, first + 3) + c)
             for g in range(members):
                 s = get(slot, g)
                 place = get(row, g) * width + shift + c
-                one = fma(get(weights, s), a, load(sums, place))
-                one = fma(get(weights, slots + s), b, one)
-                one = fma(get(weights, 2 * slots + s), e, one)
-                store(sums, place, fma(get(weights, 3 * slots + s), d, one))
+                summed = fma(get(weights, s), row_a, load(sums, place))
+                summed = fma(get(weights, slots + s), row_b, summed)
+                summed = fma(get(weights, 2 * slots + s), row_c, summed)
+                store(sums, place, fma(get(weights, 3 * slots + s), row_d, summed))
         else:
             for t in range(n):
-                a = load(rows, get(starts, first + t) + c)
+                row_a = load(rows, get(starts, first + t) + c)
                 for g in range(members):
                     place = get(row, g) * width + shift + c
-                    store(sums, place, fma(get(weights, t * slots + get(slot, g)), a, load(sums, place)))
+                    store(sums, place, fma(get(weights, t * slots + get(slot, g)), row_a, load(sums, place)))
