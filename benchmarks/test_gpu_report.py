@@ -3,11 +3,13 @@
 TRITON_INTERPRET=1 PYTHONPATH=... python -m pytest benchmarks -m triton
 """
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -90,6 +92,75 @@ def test_a_wrong_kernel_is_named_and_the_rest_is_compared(monkeypatch: pytest.Mo
     found = checks.correctness()
     assert found["wrong"] == ["rotation", "triton"]
     assert len(found["errors"]) == len(checks.every_check())
+
+
+class FakeCUDA:
+    """Streams, captures and synchronisation as torch.cuda has them, without a device."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.current, self.capturing, self.checked = "default", False, False
+        for name in ("Stream", "CUDAGraph", "Event"):
+            patch.setattr(torch.cuda, name, mock.MagicMock(side_effect=lambda *a, **k: mock.MagicMock()))
+        patch.setattr(torch.cuda, "stream", self.stream)
+        patch.setattr(torch.cuda, "graph", self.graph)
+        patch.setattr(torch.cuda, "set_sync_debug_mode", self.set_sync_debug_mode)
+        for name in ("current_stream", "synchronize", "empty_cache"):
+            patch.setattr(torch.cuda, name, mock.MagicMock())
+        patch.setattr(timing, "DEVICE", "cuda")
+        patch.setattr("triton.testing.do_bench", lambda call, **options: (call(), [1.0, 2.0, 3.0])[1])
+        patch.setattr(timing, "FLUSHED_BYTES", 1)
+        patch.setattr(torch, "empty", mock.MagicMock())
+        patch.setattr(timing.statistics, "median", lambda times: 1.5e-3)
+
+    @contextlib.contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph: object, stream: object) -> Iterator[None]:
+        assert stream is self.current
+        self.capturing = True
+        try:
+            yield
+        finally:
+            self.capturing = False
+
+    def set_sync_debug_mode(self, mode: str) -> None:
+        self.checked = mode == "error"
+
+    def wait(self) -> None:
+        """What a call does that waits for the device."""
+        if self.checked:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        assert not self.capturing, "a capture was spoilt"
+
+
+def test_making_warming_and_capturing_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a backward pass needs, which runs on the stream of its forward pass."""
+    cuda = FakeCUDA(monkeypatch)
+    met = []
+
+    def make() -> Callable[[], None]:
+        met.append(cuda.current)
+        return lambda: met.append(cuda.current)
+
+    row = timing.measure(make)
+    assert row == {"median": 2e-3, "q1": 1e-3, "q3": 3e-3, "graph": 1.5e-3}
+    assert len(met) > 4
+    assert met[0] != "default"
+    assert all(stream is met[0] for stream in met)
+
+
+def test_what_synchronises_is_never_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed capture would leave the allocator in a bad state for all that follow."""
+    cuda = FakeCUDA(monkeypatch)
+    row = timing.measure(lambda: cuda.wait)
+    assert row["graph"] is None
+    assert "synchronizing" in row["not_captured"]
+    assert row["median"] == 2e-3
+    assert not cuda.checked
 
 
 def test_workers_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
