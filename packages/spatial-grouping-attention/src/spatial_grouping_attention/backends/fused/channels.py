@@ -18,6 +18,15 @@ class Terms(NamedTuple):
     """(H, M, n), of the keys."""
 
 
+class Sums(NamedTuple):
+    """What the backward pass of logits with terms has to tell, of their gradient ds."""
+
+    right: Tensor
+    """Gradient to ``right``, sums of ``ds_ij left_in`` over queries (B, H, M, n)."""
+    rows: Tensor
+    """Sums of ``ds_ij`` over keys (B, H, N)."""
+
+
 def append(x: Tensor, channels: Tensor | float) -> Tensor:
     """More channels (broadcast to x's rows), or one of the same number everywhere."""
     if not isinstance(channels, Tensor):

@@ -49,7 +49,7 @@ def assign(x: Operands) -> tuple[Tensor, Tensor]:
 
 def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """Gradients of :func:`assign`; a normaliser of +inf makes all memberships of its token 0."""
-    q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
+    q, k, (u, centre) = _for_backward(x)
     grad_out, out = grad_out.to(u.dtype), _moved(out, centre, -1).to(u.dtype)
     operands = k, q, u, out, lse, x.scale, _group_bias(x), from_tokens(x)
     dk, dq, du, _, dbeta = attention_backward(grad_out, grad_lse, *operands)
@@ -82,7 +82,7 @@ def pool_backward(
     x: Operands, pooled: Pooled, grad_out: Tensor, grad_mass: Tensor | None, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of :func:`pool`; ``grad_lse`` given means that lse is the logits' own normaliser."""
-    q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
+    q, k, (v, centre) = _for_backward(x)
     grad_out, out = grad_out.to(v.dtype), _moved(pooled.out, centre, -1).to(v.dtype)
     nobody = _nobody(x)  # of whom a given lse does not know
     key_bias = _key_bias(pooled.lse if nobody is None else pooled.lse.masked_fill(nobody, torch.inf))
@@ -151,6 +151,14 @@ def _group_bias(x: Operands) -> Tensor | None:
 def _widen(x: Tensor) -> Tensor:
     """On a CPU half types are computed in float32: as fast there, and exact to it."""
     return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _for_backward(x: Operands) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
+    """Queries, keys and centred values; the gradient of compactness subtracts squares, which half types would round."""
+    if x.compactness is None:
+        return _widen(x.q), _widen(x.k), _centred(x.values)
+    q, k, values = (operand.to(widened(operand.dtype)) for operand in (x.q, x.k, x.values))
+    return q, k, (values, None)
 
 
 def _centred(values: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import on_cpu, on_cuda
-from .channels import Terms
+from .channels import Sums, Terms
 
 
 def attention(
@@ -46,8 +46,8 @@ def attention_backward(
     scale: float,
     key_bias: Tensor | None = None,
     terms: Terms | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of :func:`attention` to (q, k, v, key_bias, terms.right) from those of its two results.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Sums | None]:
+    """Gradients of :func:`attention` to (q, k, v, key_bias, terms) from those of its two results.
 
     The kernels know neither a gradient of their log-sum-exp nor one to a key bias; both ride in extra channels.
     With ds = P (g . v - g . out + grad_lse), the pair (out, grad_out) gets the channel (1, -grad_lse), which only

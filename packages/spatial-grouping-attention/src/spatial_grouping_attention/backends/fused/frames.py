@@ -23,7 +23,7 @@ from torch import Tensor
 from ..operands import Operands
 from ..semantics import widened
 from . import flash
-from .channels import Terms
+from .channels import Sums, Terms
 from .grids import Patch, Side, sides_of
 
 # Largest beta |x|^2 in a patch: rounding then leaves less than 1e-5 in a float32 logit.
@@ -61,11 +61,11 @@ class Frame(NamedTuple):
         own = -self.beta[:, None] * self.lengths(self.y)
         return own.expand(batch, -1, -1) if bias is None else self.keys.rows(bias) + own
 
-    def gradient(self, dright: Tensor, dbias: Tensor, grad_lse: Tensor | None) -> Tensor:
-        """Gradient to beta, (H,), from those to the channels, to the keys' bias and to the queries' log-sum-exp."""
-        to_products = 2 * (dright * (self.y * self.unit.square())).sum((0, 2, 3))
-        gradient = to_products - (dbias * self.lengths(self.y)).sum((0, 2))
-        return gradient if grad_lse is None else gradient - (grad_lse * self.lengths(self.x)).sum((0, 2))
+    def gradient(self, sums: Sums, dbias: Tensor) -> Tensor:
+        """Gradient to beta, (H,), from sums of the logits' gradient, of which ``dbias`` are those over queries."""
+        to_products = 2 * (sums.right * (self.y * self.unit.square())).sum((0, 2, 3))
+        own = (dbias * self.lengths(self.y)).sum((0, 2)) + (sums.rows * self.lengths(self.x)).sum((0, 2))
+        return to_products - own
 
 
 class Frames(NamedTuple):
@@ -109,11 +109,15 @@ def _frames(x: Operands, *, tokens_look: bool, horizon: bool) -> Frames | None:
 
 def _reach(beta: Tensor) -> float:
     """How large patches may be, for the largest beta; on devices for one of 2: looking would mean waiting for them."""
-    largest = beta.max().item() if beta.device.type == "cpu" else 2.0
+    largest = beta.max().item() if _on_cpu(beta) else 2.0
     if not largest > 0:
         return math.inf
     # Few different sizes, so that what is remembered serves while beta is learned.
     return 2.0 ** math.floor(math.log2(max(LARGEST_TERM / largest, 4.0)))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _horizon(x: Operands, isolation: float) -> float:
@@ -127,7 +131,7 @@ def _horizon(x: Operands, isolation: float) -> float:
     share A_ij / M_j is below eps / N from beta (d^2 - 2 h^2) = 4 S + log(G N / eps) on. Infinite where beta is 0, where
     masks may take away what is nearest, and on devices.
     """
-    if x.q.device.type != "cpu" or x.valid is not None or x.valid_groups is not None:
+    if not _on_cpu(x.q) or x.valid is not None or x.valid_groups is not None:
         return math.inf
     longest = [rows.detach().float().norm(dim=-1).max().item() for rows in (x.q, x.k)]
     products, beta = abs(x.scale) * math.prod(longest), x.compactness.min().item()  # type: ignore[union-attr]
@@ -176,11 +180,11 @@ def attention_backward(
         bias = frame.key_bias(key_bias, q.shape[0])
         part = flash.attention_backward(mine.rows(grad_out), of_lse, *operands, scale, bias, frame.terms())
         _put(mine, dq, part[0])
-        of_bias, of_terms = cast(Tensor, part[3]), cast(Tensor, part[4])
+        of_bias, sums = cast(Tensor, part[3]), cast(Sums, part[4])
         for total, more in ((dk, part[1]), (dv, part[2]), (dbias, of_bias)):
             place = theirs.of(total)
             place += more.reshape(place.shape)
-        dbeta += frame.gradient(of_terms, of_bias, of_lse)
+        dbeta += frame.gradient(sums, of_bias)
     return dq, dk, dv, dbias, dbeta
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .channels import Terms, append, cut, pad
+from .channels import Sums, Terms, append, cut, pad
 
 aten = torch.ops.aten
 
@@ -34,13 +34,13 @@ def attention_backward(
     scale: float,
     key_bias: Tensor | None,
     terms: Terms | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Sums | None]:
     """See :func:`.flash.attention_backward`."""
     head_size, value_size = q.shape[-1], v.shape[-1]
     if grad_lse is not None:
         v, out, grad_out = append(v, 0.0), append(out, 1.0), append(grad_out, -grad_lse[..., None])
     if terms is not None:
-        q, k = append(q, terms.left), append(k, terms.right / scale)
+        q, k = append(append(q, terms.left), 0.0), append(append(k, terms.right / scale), 1.0)
     with_terms = q.shape[-1]
     if key_bias is not None:
         q, k = append(q, 1.0), append(k, 0.0)
@@ -50,8 +50,9 @@ def attention_backward(
         grad_out, q, k, v, out, lse, 0.0, False, attn_mask=_row(key_bias), scale=scale
     )
     dbias = None if key_bias is None else dk[..., with_terms] / scale
-    dright = None if terms is None else dk[..., head_size:with_terms] / scale
-    return cut(dq, head_size), cut(dk, head_size), cut(dv, value_size), dbias, dright
+    last = with_terms - 1
+    sums = None if terms is None else Sums(dk[..., head_size:last] / scale, dq[..., last] / scale)
+    return cut(dq, head_size), cut(dk, head_size), cut(dv, value_size), dbias, sums
 
 
 def _row(key_bias: Tensor | None) -> Tensor | None:

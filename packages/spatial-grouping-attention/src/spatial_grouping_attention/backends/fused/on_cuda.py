@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .channels import Terms, append, cut, pad
+from .channels import Sums, Terms, append, cut, pad
 
 aten = torch.ops.aten
 
@@ -37,12 +37,15 @@ def attention_backward(
     scale: float,
     key_bias: Tensor | None,
     terms: Terms | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Sums | None]:
     """See :func:`.flash.attention_backward`."""
     head_size, value_size = q.shape[-1], v.shape[-1]
     if grad_lse is not None:
         v, out, grad_out = append(v, 0.0), append(out, 1.0), append(grad_out, -grad_lse[..., None])
     q, k, places = _with_channels(q, k, scale, key_bias, terms)
+    rows = q.shape[-1]
+    if terms is not None:
+        q, k = append(q, 0.0), append(k, 1.0)
     q, k, v, out, grad_out = (_aligned(x) for x in (q, k, v, out, grad_out))
     # This kernel takes rows of ``out`` to lie as the forward kernel wrote them, whatever its strides say, and wants its
     # log-sum-exp padded to whole blocks of 32 queries; +inf makes the padding inert.
@@ -55,7 +58,8 @@ def attention_backward(
     )
     of_bias, of_terms = (None if place is None else dk[..., place].float() / scale for place in places)
     dbias = None if of_bias is None else of_bias.squeeze(-1)
-    return cut(dq, head_size), cut(dk, head_size), cut(dv, value_size), dbias, of_terms
+    sums = None if of_terms is None else Sums(of_terms, dq[..., rows].float() / scale)
+    return cut(dq, head_size), cut(dk, head_size), cut(dv, value_size), dbias, sums
 
 
 def _with_channels(
