@@ -31,6 +31,7 @@ from .exponential import exp
 from .jit import helper, kernel
 from .simd import add, fma, get, given, lanes, load, mul, number, put, splat, store, sub, total
 from .softmax import exponentials, logits, noted, squares
+from .structures import nth
 from .vectors import collected, dot, filled, products, scaled, spread
 
 
@@ -187,7 +188,6 @@ def _finish_assign(x: Call, u: Rows, work: Work, room: Room, to: AssignBackward,
 def _await_assigned(work: Work, to: AssignBackward, token: int) -> None:
     expect(to.grad, work, token)
     expect(to.out, work, token)
-    expect(to.dk, work, token)
 
 
 _walk_assign = walk(_assign_tokens, _finish_assign, _await_assigned)
@@ -203,13 +203,15 @@ def assign_backward(work: Work, x: Call, u: Rows, to: AssignBackward, room: Room
 @kernel
 def deltas(work: Work, x: Call, grad: Rows, to: Deltas) -> int:
     """``g_j . out_j - dM_j`` of an item's groups."""
-    size, first = x.geometry.groups[1] * x.geometry.groups[2], work.pair * groups_of(x.geometry)
-    grads, outs = start_of(grad, work), start_of(to.out, work)
-    for j in range(work.first * size, work.last * size):
-        delta = dot(grad.data, grads + j * grad.row, to.out.data, outs + j * to.out.row, grad.channels)
-        if given(to.grad_mass):
-            delta -= get(to.grad_mass, first + j)
-        put(to.delta, first + j, delta)
+    size = x.geometry.groups[1] * x.geometry.groups[2]
+    for head in range(work.heads):
+        this = nth(work, head)
+        first, grads, outs = this.pair * groups_of(x.geometry), start_of(grad, this), start_of(to.out, this)
+        for j in range(work.first * size, work.last * size):
+            delta = dot(grad.data, grads + j * grad.row, to.out.data, outs + j * to.out.row, grad.channels)
+            if given(to.grad_mass):
+                delta -= get(to.grad_mass, first + j)
+            put(to.delta, first + j, delta)
     return 0
 
 
@@ -309,8 +311,6 @@ def _finish_pool(x: Call, grad: Rows, work: Work, room: Room, to: PoolBackward, 
 @helper
 def _await_pooled(work: Work, to: PoolBackward, token: int) -> None:
     expect(to.values, work, token)
-    expect(to.dk, work, token)
-    expect(to.dv, work, token)
 
 
 _walk_pool = walk(_pool_tokens, _finish_pool, _await_pooled)

@@ -73,8 +73,13 @@ class Call(NamedTuple):
 
 
 class Work(NamedTuple):
-    """An item of work: the groups ``first <= j < last`` of axis 0, of one sample and head."""
+    """An item of work: the groups ``first <= j < last`` of axis 0, of one sample and some heads.
 
+    There is one of these for every head, one after the other, as there is a :class:`Room`.
+    """
+
+    heads: int
+    """Heads of the item."""
     sample: int
     head: int
     pair: int

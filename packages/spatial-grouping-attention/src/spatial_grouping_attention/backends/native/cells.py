@@ -16,9 +16,10 @@ import numpy as np
 from .bundles import Call, Geometry, Room, Rows, Work
 from .jit import helper
 from .simd import get, given, lanes, number, prefetch, put
+from .structures import nth
 from .vectors import copied, filled
 
-CELLS_AHEAD = 2
+CELLS_AHEAD = 1
 """How far ahead of its use memory is asked for."""
 
 
@@ -272,33 +273,39 @@ def walk(
                     await_token(work, passed, token)
 
     @helper
+    def visit_row(x: Call, more: Rows, work: Work, room: Room, passed: Any, c0: int, c1: int) -> None:
+        g2, radius, dilation = x.geometry.groups[2], x.geometry.radius[2], x.geometry.dilation[2]
+        for phase in range(min(dilation, g2)):
+            for step in range(-radius, radius):
+                enter(x, more, work, room, c0, c1, phase, step)
+            for step in range((g2 - phase + dilation - 1) // dilation):
+                enter(x, more, work, room, c0, c1, phase, step + radius)
+                c2 = phase + dilation * step
+                await_tokens(x, work, passed, c0, c1, c2 + dilation * CELLS_AHEAD)
+                expect_groups(x, more, work, room, c0, c1, c2 + dilation * (radius + CELLS_AHEAD))
+                count = list_tokens(x, work, room, c0, c1, c2)
+                if count == 0:
+                    continue
+                seen, members = look(x, work, room, c0, c1, c2)
+                if seen == 0:
+                    continue
+                for begin in range(0, count, 4):
+                    n = min(4, count - begin)
+                    process(x, more, work, room, passed, c0, begin, n, seen, members)
+
+    @helper
     def visit(x: Call, more: Rows, work: Work, room: Room, passed: Any) -> None:
         geometry = x.geometry
-        g0, g1, g2 = geometry.groups
-        radius, dilation = geometry.radius[2], geometry.dilation[2]
+        g0, g1, _ = geometry.groups
         reach = geometry.radius[0] * geometry.dilation[0] if given(room.sums) else 0
         row, last = work.first, min(g0, work.last + reach)
         for c0 in range(max(0, work.first - reach), last):
             for c1 in range(g1):
-                for phase in range(min(dilation, g2)):
-                    for step in range(-radius, radius):
-                        enter(x, more, work, room, c0, c1, phase, step)
-                    for step in range((g2 - phase + dilation - 1) // dilation):
-                        enter(x, more, work, room, c0, c1, phase, step + radius)
-                        c2 = phase + dilation * step
-                        await_tokens(x, work, passed, c0, c1, c2 + dilation * CELLS_AHEAD)
-                        expect_groups(x, more, work, room, c0, c1, c2 + dilation * (radius + CELLS_AHEAD))
-                        count = list_tokens(x, work, room, c0, c1, c2)
-                        if count == 0:
-                            continue
-                        seen, members = look(x, work, room, c0, c1, c2)
-                        if seen == 0:
-                            continue
-                        for begin in range(0, count, 4):
-                            n = min(4, count - begin)
-                            process(x, more, work, room, passed, c0, begin, n, seen, members)
+                for head in range(work.heads):
+                    visit_row(x, more, nth(work, head), nth(room, head), passed, c0, c1)
             while row < work.last and (row + reach <= c0 or c0 == last - 1):
-                finish(x, more, work, room, passed, row)
+                for head in range(work.heads):
+                    finish(x, more, nth(work, head), nth(room, head), passed, row)
                 row += 1
 
     return visit

@@ -32,6 +32,7 @@ from .cells import (
 from .jit import helper, kernel
 from .simd import get, given, number, put
 from .softmax import exponentials, logits, memberships, noted
+from .structures import nth
 from .vectors import collected, copied, dot, filled, scaled, spread
 
 MASSES = (1e-25, 1e25)
@@ -159,23 +160,26 @@ def pool(work: Work, x: Call, to: Averaged, room: Room) -> int:
     """
     _walk_pool(x, x.q, work, room, to)
     size = x.geometry.groups[1] * x.geometry.groups[2]
-    first = work.pair * groups_of(x.geometry)
     again = 0
-    for j in range(work.first * size, work.last * size):
-        again += math.isnan(get(to.log_mass, first + j))
+    for head in range(work.heads):
+        first = nth(work, head).pair * groups_of(x.geometry)
+        for j in range(work.first * size, work.last * size):
+            again += math.isnan(get(to.log_mass, first + j))
     return again
 
 
 @kernel
 def starved(work: Work, x: Call, to: Averaged) -> int:
     """Do those groups of an item again that :func:`pool` marked."""
-    g0, g1, g2 = x.geometry.groups
-    for j0 in range(work.first, work.last):
-        for j1 in range(g1):
-            for j2 in range(g2):
-                group = (j0 * g1 + j1) * g2 + j2
-                if math.isnan(get(to.log_mass, work.pair * g0 * g1 * g2 + group)):
-                    _average_again(x, work, to, j0, j1, j2)
+    _, g1, g2 = x.geometry.groups
+    for head in range(work.heads):
+        this = nth(work, head)
+        for j0 in range(work.first, work.last):
+            for j1 in range(g1):
+                for j2 in range(g2):
+                    group = (j0 * g1 + j1) * g2 + j2
+                    if math.isnan(get(to.log_mass, this.pair * groups_of(x.geometry) + group)):
+                        _average_again(x, this, to, j0, j1, j2)
     return 0
 
 

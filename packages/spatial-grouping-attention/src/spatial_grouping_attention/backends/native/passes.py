@@ -52,21 +52,22 @@ class Pass:
     def run(self, kernel: Any, need: Demand | None, *bundles: tuple[Any, ...], halo: bool = True) -> int:
         """Run a kernel on all items of work; ``need`` is what it needs room for, if it does."""
         entry = compiled(kernel, self.dtype)
+        items = items_of(self.x, self.threads, halo=halo)
         given = [in_memory(bundle) for bundle in (self.call, *bundles)]
         addresses = [address(words) for words in given]
 
         def worker() -> Callable[[int], int]:
             if need is None:
                 return lambda item: entry(item, *addresses)
-            room, memory = make_room(self.geometry, need, self.dtype)
-            words = in_memory(room)
+            rooms, memory = make_room(self.geometry, need, self.dtype, items.heads)
+            words = in_memory(rooms)
 
             def work(item: int, _: Any = memory) -> int:  # which lives as long as this
                 return entry(item, *addresses, address(words))
 
             return work
 
-        return for_each(worker, items_of(self.x, self.threads, halo=halo), self.threads)
+        return for_each(worker, items.addresses, self.threads)
 
     def readable(self, x: Tensor) -> Tensor:
         """A further operand with rows of channels."""

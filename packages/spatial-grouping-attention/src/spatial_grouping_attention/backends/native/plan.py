@@ -23,7 +23,7 @@ from .structures import address, in_memory
 ROWS_PER_SUM = 8
 
 # Items of work for every thread, where the grid is large enough, so that all end at about the same time.
-ITEMS_PER_THREAD = 4
+ITEMS_PER_THREAD = 2
 
 # An item looks at cells whose groups are another item's; they should be few beside its own.
 ROWS_PER_HALO = 8
@@ -186,12 +186,22 @@ def _largest_block(geometry: Geometry) -> int:
     return most
 
 
-def make_room(geometry: Geometry, need: Demand, dtype: torch.dtype) -> tuple[Room, Tensor]:
-    """Memory for one thread, zeroed; it must live as long as the call."""
+def make_room(geometry: Geometry, need: Demand, dtype: torch.dtype, heads: int) -> tuple[tuple[Room, ...], Tensor]:
+    """Memory for one thread, zeroed, which must live as long as the call; heads have sums of their own."""
     sizes, parts, end = _layout(geometry, need, dtype.itemsize)
-    memory = torch.zeros(end + BYTES, dtype=torch.uint8)
+    of_head = end - parts[_SUMS][1] if need.sums else 0
+    memory = torch.zeros(end + (heads - 1) * of_head + BYTES, dtype=torch.uint8)
     start = -(-memory.data_ptr() // BYTES) * BYTES
-    return Room(*sizes, *(kind(0 if place < 0 else start + place) for kind, place in parts)), memory
+    rooms = []
+    for head in range(heads):
+        starts = [start + place + (head * of_head if part >= _SUMS else 0) for part, (_, place) in enumerate(parts)]
+        fields = (kind(0 if place < 0 else at) for (kind, place), at in zip(parts, starts, strict=True))
+        rooms.append(Room(*sizes, *fields))
+    return tuple(rooms), memory
+
+
+_SUMS = Room._fields[3:].index("sums")
+"""From this part on, there is one for every head."""
 
 
 def blocks_of(neighbourhood: Neighbourhood) -> int:
@@ -199,8 +209,20 @@ def blocks_of(neighbourhood: Neighbourhood) -> int:
     return -(-neighbourhood.output_shape[0] // ROWS_PER_SUM)
 
 
-def items_of(x: Operands, threads: int, *, halo: bool = True) -> tuple[int, ...]:
-    """Items of work as kernels take them: all samples and heads, each in runs of rows of groups.
+class Items(NamedTuple):
+    """Items of work as kernels take them."""
+
+    addresses: tuple[int, ...]
+    heads: int
+    """Of an item, at most."""
+    words: object
+    """What lies at the addresses."""
+
+
+def items_of(x: Operands, threads: int, *, halo: bool = True) -> Items:
+    """Items of work: all samples and heads, each in runs of rows of groups.
+
+    Heads that lie side by side in memory are worked on together, as far as there are items enough for the threads.
 
     Args:
         x: operands.
@@ -209,27 +231,31 @@ def items_of(x: Operands, threads: int, *, halo: bool = True) -> tuple[int, ...]
     """
     assert x.neighbourhood is not None
     batch, heads = x.q.shape[:2]
+    together = heads if heads > 1 and x.k.stride(1) < x.k.stride(2) else 1
     runs = 1
     if threads > 1:
+        wanted = ITEMS_PER_THREAD * threads
+        together = max(1, min(together, batch * heads // wanted))
+        pairs = batch * -(-heads // together)
         axis = x.neighbourhood.axes[0]
         reach = min(axis.reach, axis.groups) if halo else 0
-        least = max(ROWS_PER_SUM, ROWS_PER_HALO * reach if batch * heads >= threads else reach)
-        runs = min(-(-ITEMS_PER_THREAD * threads // (batch * heads)), -(-axis.groups // least))
-    return _items(batch, heads, x.neighbourhood.output_shape[0], runs)[0]
+        least = max(ROWS_PER_SUM, ROWS_PER_HALO * reach if pairs >= threads else reach)
+        runs = min(-(-wanted // pairs), -(-axis.groups // least))
+    return _items(batch, heads, together, x.neighbourhood.output_shape[0], runs)
 
 
 @lru_cache(maxsize=256)
-def _items(batch: int, heads: int, groups: int, runs: int) -> tuple[tuple[int, ...], object]:
-    """Addresses of items, and what keeps them in memory."""
+def _items(batch: int, heads: int, together: int, groups: int, runs: int) -> Items:
     rows = -(-groups // runs)
     rows = -(-rows // ROWS_PER_SUM) * ROWS_PER_SUM
-    items = [
-        in_memory(Work(b, h, b * heads + h, first, min(first + rows, groups)))
-        for b in range(batch)
-        for h in range(heads)
-        for first in range(0, groups, rows)
-    ]
-    return tuple(map(address, items)), items
+    items = []
+    for b in range(batch):
+        for h in range(0, heads, together):
+            for first in range(0, groups, rows):
+                last = min(first + rows, groups)
+                those = range(h, min(h + together, heads))
+                items.append(in_memory(tuple(Work(len(those), b, i, b * heads + i, first, last) for i in those)))
+    return Items(tuple(map(address, items)), together, items)
 
 
 def threads_for(x: Operands) -> int:

@@ -16,7 +16,7 @@ from numba.core import types
 from numba.core.datamodel import models
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import NativeValue, infer_getattr, register_model, unbox
+from numba.extending import NativeValue, infer_getattr, intrinsic, register_model, unbox
 
 from .bundles import Bytes, Floats, Integers, Triple
 from .simd import Pointer
@@ -55,7 +55,7 @@ def _words(kind: Any) -> int:
 
 
 def in_memory(bundle: tuple[Any, ...]) -> array[int]:
-    """A bundle's words; they must live as long as a kernel runs."""
+    """The words of a bundle, or of several in a tuple; they must live as long as a kernel runs."""
     return array("q", _flattened(bundle))
 
 
@@ -103,6 +103,17 @@ def _load_field(context: Any, builder: Any, kind: Structure, pointer: Any, name:
     if isinstance(field, Pointer):
         return builder.inttoptr(words[0], context.get_value_type(field))
     return words[0] if field == types.int64 else builder.icmp_unsigned("!=", words[0], _WORD(0))
+
+
+@intrinsic
+def nth(typing_: Any, bundle: Any, index: Any) -> Any:
+    """One of several bundles that follow each other in memory."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, number = arguments
+        return builder.gep(pointer, [builder.mul(number, _WORD(bundle.words))])
+
+    return bundle(bundle, types.int64), build
 
 
 def _load_word(builder: Any, pointer: Any, word: int) -> Any:
