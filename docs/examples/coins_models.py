@@ -23,6 +23,7 @@ from torch import Tensor, nn
 DIMS = (32, 32, 48, 64)  # channels of the pixels and of the three coarser grids
 HEADS = 4
 ITERS = 2
+COMPACTNESS = 2.0  # a head's preference for what is near, to start with
 KERNEL = 4  # with stride 2, a group sits in the middle of its own 2 x 2 tokens
 
 
@@ -138,7 +139,8 @@ class GroupingNetwork(nn.Module):
         self.groupings = nn.ModuleList(
             kind(
                 dims, 2, KERNEL, HEADS,
-                out_dims=out_dims, iters=ITERS, mlp_ratio=2, spacing=tuple(s * 2**stage for s in spacing),
+                out_dims=out_dims, iters=ITERS, mlp_ratio=2, compactness=COMPACTNESS,
+                spacing=tuple(s * 2**stage for s in spacing),
             )
             for stage, (kind, (dims, out_dims)) in enumerate(zip(kinds, pairwise(DIMS), strict=True))
         )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from coins_data import Scene
 from coins_metrics import Scores, boundary
 from coins_models import GroupingNetwork
-from coins_training import evaluating, windows
+from coins_training import evaluating
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -107,6 +107,15 @@ def box(place: tuple[slice, slice]) -> Rectangle:
         (columns.start - 0.5, rows.start - 0.5), columns.stop - columns.start, rows.stop - rows.start,
         fill=False, color="cyan",
     )  # fmt: skip
+
+
+def windows(shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    """Windows that cover a grid, evenly spread, neighbours overlapping by half or more."""
+    starts = []
+    for n, s in zip(shape, size, strict=True):
+        hops = -(-(n - s) // max(1, s // 2))
+        starts.append([round(i * (n - s) / max(1, hops)) for i in range(hops + 1)])
+    return [(slice(y, y + size[0]), slice(x, x + size[1])) for y in starts[0] for x in starts[1]]
 
 
 def busiest(scene: Scene, window: int) -> tuple[slice, slice]:

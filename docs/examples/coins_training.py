@@ -1,4 +1,4 @@
-"""Train a network on crops, and let it look at an image through windows."""
+"""Train a network on crops, and let it look at an image."""
 
 from __future__ import annotations
 
@@ -49,34 +49,12 @@ def train(
         on_step(loss.item())
 
 
-def predict(network: nn.Module, upsample: Upsample, image: NDArray[np.float32], window: int) -> NDArray[np.int64]:
-    """Class of every pixel: probabilities of overlapping windows, averaged, the middle of a window counting most.
-
-    Windows should be as large as the crops were: how sharply a token chooses depends on how many groups there are to
-    choose from, and the last stage chooses among all.
-    """
-    pixels = torch.from_numpy(np.ascontiguousarray(image))
-    size = tuple(min(window, n) for n in image.shape)
-    rows, columns = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in size)
-    weight = rows[:, None] * columns
-    total: Tensor | float = 0.0
+def predict(network: nn.Module, upsample: Upsample, image: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Class of every pixel of an image of any size, all of it seen at once."""
     with evaluating(network):
-        for place in windows(image.shape, size):
-            share = upsample(network(pixels[place][None, None])).softmax(1)[0]
-            if isinstance(total, float):
-                total = torch.zeros(share.shape[0], *image.shape)
-            total[(slice(None), *place)] += share * weight
-    assert isinstance(total, Tensor)
-    return total.argmax(0).numpy()
-
-
-def windows(shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    """Windows that cover a grid, evenly spread, neighbours overlapping by half or more."""
-    starts = []
-    for n, s in zip(shape, size, strict=True):
-        hops = -(-(n - s) // max(1, s // 2))
-        starts.append([round(i * (n - s) / max(1, hops)) for i in range(hops + 1)])
-    return [(slice(y, y + size[0]), slice(x, x + size[1])) for y in starts[0] for x in starts[1]]
+        logits = upsample(network(torch.from_numpy(np.ascontiguousarray(image))[None, None]))
+    labels: NDArray[np.int64] = logits[0].argmax(0).numpy()
+    return labels
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Scores]:
     retrained = GroupingNetwork(num_classes, scene.spacing)
     torch.manual_seed(options.seed)
     strided = StridedNetwork(native)
-    with tqdm(total=3 * options.steps, unit="step") as bar:
+    with tqdm(total=3 * options.steps, unit="step", disable=None) as bar:
         for name, network, upsample in (
             ("grouping, native", native, Coarse.native),
             ("grouping, bilinear", retrained, Coarse.bilinear),
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Scores]:
         ("(b') grouping trained for bilinear masks", retrained, Coarse.bilinear),
         ("(c) strided convolutions, bilinear masks", strided, Coarse.bilinear),
     ):
-        labels = predict(network, upsample, unseen.image, options.window)
+        labels = predict(network, upsample, unseen.image)
         scores = score(labels, unseen.labels, num_classes)
         predictions.append(Prediction(name, labels, scores, count(network)))
     report(predictions, scene.classes)
@@ -90,9 +90,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="training steps of each of the three networks")
     parser.add_argument("--batch", type=int, default=4, help="crops per step")
     parser.add_argument("--crop", type=int, default=64, help="height and width of the crops trained on")
-    parser.add_argument(
-        "--window", type=int, help="height and width of what a network sees at once when judged; without it, a crop's"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the crops")
     parser.add_argument("--threads", type=int, default=2, help="of torch; other numbers round differently")
     parser.add_argument("--output", type=Path, default=Path("segment_coins.png"), help="picture to write")
@@ -102,11 +99,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("steps", "batch", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.window is None:
-        options.window = options.crop
-    for name in ("crop", "window"):
-        if getattr(options, name) < SMALLEST_PART:
-            parser.error(f"--{name} must be at least {SMALLEST_PART}, got {getattr(options, name)}")
+    if options.crop < SMALLEST_PART:
+        parser.error(f"--crop must be at least {SMALLEST_PART}, got {options.crop}")
     if not all(np.isfinite(s) and s > 0 for s in options.spacing):
         parser.error(f"--spacing must be two positive numbers, got {options.spacing}")
     return options
