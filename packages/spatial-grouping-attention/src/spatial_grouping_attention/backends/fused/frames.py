@@ -24,7 +24,7 @@ from ..operands import Operands
 from ..semantics import widened
 from . import flash
 from .channels import Sums, Terms
-from .grids import Patch, Side, sides_of
+from .grids import Patch, Side, View, sides_of, view_of
 
 # Largest beta |x|^2 in a patch: rounding then leaves less than 1e-5 in a float32 logit.
 LARGEST_TERM = 128.0
@@ -35,37 +35,27 @@ class Frame(NamedTuple):
 
     queries: Patch
     keys: Patch
-    x: Tensor
-    """Places of the queries (L, ndim): small whole numbers."""
-    y: Tensor
-    """Places of the keys (M, ndim)."""
-    unit: Tensor
-    """Of places, in units of the group spacing, axis by axis (ndim,)."""
+    view: View
     beta: Tensor
     """(H,)."""
 
     def terms(self) -> Terms:
         """Channels whose products are 2 beta <x, y>."""
-        return Terms(self.x, 2 * self.beta[:, None, None] * (self.y * self.unit.square()))
+        return Terms(self.view.x, 2 * self.beta[:, None, None] * self.view.y)
 
     def squares(self) -> Tensor:
         """beta |x|^2 of the queries, (H, L)."""
-        return self.beta[:, None] * self.lengths(self.x)
-
-    def lengths(self, places: Tensor) -> Tensor:
-        """Squared lengths in units of the group spacing, (points,)."""
-        return (places * self.unit).square().sum(-1)
+        return self.beta[:, None] * self.view.own
 
     def key_bias(self, bias: Tensor | None, batch: int) -> Tensor:
         """The bias of all keys (B, H, all), or None, for those that count, less beta |y|^2: (B, H, M)."""
-        own = -self.beta[:, None] * self.lengths(self.y)
+        own = -self.beta[:, None] * self.view.others
         return own.expand(batch, -1, -1) if bias is None else self.keys.rows(bias) + own
 
     def gradient(self, sums: Sums, dbias: Tensor) -> Tensor:
         """Gradient to beta, (H,), from sums of the logits' gradient, of which ``dbias`` are those over queries."""
-        to_products = 2 * (sums.right * (self.y * self.unit.square())).sum((0, 2, 3))
-        own = (dbias * self.lengths(self.y)).sum((0, 2)) + (sums.rows * self.lengths(self.x)).sum((0, 2))
-        return to_products - own
+        to_products = 2 * (sums.right * self.view.y).sum((0, 2, 3))
+        return to_products - ((dbias @ self.view.others) + (sums.rows @ self.view.own)).sum(0)
 
 
 class Frames(NamedTuple):
@@ -73,7 +63,7 @@ class Frames(NamedTuple):
 
     queries: Side
     keys: Side
-    unit: Tensor
+    widths: tuple[int, ...]
     beta: Tensor
     horizon: tuple[float, ...]
     """How far from a query keys count, axis by axis in the units of places."""
@@ -81,9 +71,9 @@ class Frames(NamedTuple):
     def each(self) -> Iterator[Frame]:
         """One patch of queries after another."""
         for patch in self.queries.patches:
-            origin, keys = self.queries.middle(patch), self.queries.near(patch, self.keys, self.horizon)
-            x, y = self.queries.places(patch, origin, self.unit), self.keys.places(keys, origin, self.unit)
-            yield Frame(patch, keys, x, y, self.unit, self.beta)
+            near = self.queries.near(patch, self.keys, self.horizon)
+            seen = view_of(*self[:3], patch, near, self.beta.dtype, self.beta.device)
+            yield Frame(patch, near, seen, self.beta)
 
 
 def from_tokens(x: Operands) -> Frames | None:
@@ -102,9 +92,8 @@ def _frames(x: Operands, *, tokens_look: bool, horizon: bool) -> Frames | None:
     beta = x.compactness
     sides = sides_of(x.neighbourhood, _reach(beta))
     queries, keys = (sides.tokens, sides.groups) if tokens_look else (sides.groups, sides.tokens)
-    unit = torch.tensor([1 / width for width in sides.widths], dtype=beta.dtype, device=beta.device)
     radius = _horizon(x, sides.isolation) if horizon else math.inf
-    return Frames(queries, keys, unit, beta, tuple(radius * width for width in sides.widths))
+    return Frames(queries, keys, sides.widths, beta, tuple(radius * width for width in sides.widths))
 
 
 def _reach(beta: Tensor) -> float:
@@ -201,15 +190,15 @@ def weighted_means(
         return flash.attention(q, k, (weights * k).to(k.dtype), scale, key_bias)[0], None
     means, squares = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=widened(q.dtype))
     for frame in frames.each():
-        x, y, keys, weight = frame.x * frame.unit, frame.y * frame.unit, frame.keys.rows(k), frame.keys.rows(weights)
-        places = torch.cat((y, frame.lengths(frame.y)[:, None], torch.ones_like(y[:, :1])), -1)
+        keys, weight, seen = frame.keys.rows(k), frame.keys.rows(weights), frame.view
+        places = torch.cat((seen.y, seen.others[:, None], torch.ones_like(seen.y[:, :1])), -1)
         values = torch.cat((weight * keys, weight * places), -1).to(k.dtype)
         operands = frame.queries.rows(q), keys, values
         out, _ = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
-        mean, products, lengths, total = torch.split(out, [k.shape[-1], x.shape[-1], 1, 1], -1)
+        mean, products, lengths, total = torch.split(out, [k.shape[-1], seen.x.shape[-1], 1, 1], -1)
         _put(frame.queries, means, mean)
-        own = frame.lengths(frame.x) * total.squeeze(-1)
-        _put(frame.queries, squares, lengths.squeeze(-1) - 2 * (products * x).sum(-1) + own)
+        apart = lengths - 2 * (products * seen.x).sum(-1, keepdim=True) + seen.own[:, None] * total
+        _put(frame.queries, squares, apart.squeeze(-1))
     return means, squares
 
 

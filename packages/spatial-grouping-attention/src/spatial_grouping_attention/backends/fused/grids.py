@@ -15,12 +15,22 @@ from ...geometry import Neighbourhood, remembered
 WHOLE = 256
 
 
+# Views of so many points are remembered: for small grids, making them takes longer than attention.
+SMALL = 4096
+
+
 class Patch(NamedTuple):
-    """A part of a grid: one slice for every axis."""
+    """A part of a grid."""
 
     shape: tuple[int, ...]
     """Of the whole grid."""
-    where: tuple[slice, ...]
+    where: tuple[tuple[int, int], ...]
+    """First index of every axis, and the one behind the last."""
+
+    @property
+    def points(self) -> int:
+        """How many."""
+        return math.prod(end - begin for begin, end in self.where)
 
     def rows(self, x: Tensor) -> Tensor:
         """The patch's rows of (B, H, N[, C]): (B, H, L[, C])."""
@@ -28,7 +38,7 @@ class Patch(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """The same as a view, (B, H, *patch[, C])."""
-        return torch.unflatten(x, 2, self.shape)[(slice(None), slice(None), *self.where)]
+        return torch.unflatten(x, 2, self.shape)[(slice(None), slice(None), *(slice(*ends) for ends in self.where))]
 
 
 class Side(NamedTuple):
@@ -42,29 +52,29 @@ class Side(NamedTuple):
     patches: tuple[Patch, ...]
     """The grid, cut so that no patch is too large."""
 
-    def places(self, patch: Patch, origin: tuple[int, ...], like: Tensor) -> Tensor:
-        """Places of a patch's points as seen from an origin, (points, ndim) with the dtype and device of ``like``."""
+    def places(self, patch: Patch, origin: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Places of a patch's points as seen from an origin, (points, ndim)."""
         columns = [
-            torch.arange(where.start, where.stop, dtype=like.dtype, device=like.device) * step + (start - seen_from)
-            for where, step, start, seen_from in zip(patch.where, self.steps, self.starts, origin, strict=True)
+            torch.arange(*ends, dtype=dtype, device=device) * step + (start - seen_from)
+            for ends, step, start, seen_from in zip(patch.where, self.steps, self.starts, origin, strict=True)
         ]
         return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).flatten(0, -2)
 
     def middle(self, patch: Patch) -> tuple[int, ...]:
         """Place of the point in the middle of a patch."""
         axes = zip(patch.where, self.steps, self.starts, strict=True)
-        return tuple((where.start + where.stop) // 2 * step + start for where, step, start in axes)
+        return tuple(sum(ends) // 2 * step + start for ends, step, start in axes)
 
     def near(self, patch: Patch, other: Side, distances: tuple[float, ...]) -> Patch:
         """The patch of the other side whose points may be within a distance, given per axis, of the patch's."""
         near = []
-        for axis, (where, farthest) in enumerate(zip(patch.where, distances, strict=True)):
+        for axis, ((begin, end), farthest) in enumerate(zip(patch.where, distances, strict=True)):
             n, start, step = other.shape[axis], other.starts[axis], other.steps[axis]
-            first, last = (self.starts[axis] + i * self.steps[axis] for i in (where.start, where.stop - 1))
+            first, last = (self.starts[axis] + i * self.steps[axis] for i in (begin, end - 1))
             low = max(0, math.ceil(max(first - farthest - start, 0) / step))
             high = min(n, math.floor(min(last + farthest - start, n * step) / step) + 1)
             low = min(low, n - 1)
-            near.append(slice(low, max(high, low + 1)))
+            near.append((low, max(high, low + 1)))
         return Patch(other.shape, tuple(near))
 
 
@@ -98,6 +108,52 @@ def sides_of(neighbourhood: Neighbourhood, reach: float) -> Sides:
     return Sides(tokens, groups, widths, isolation)
 
 
+class View(NamedTuple):
+    """Two patches as seen from the middle of the first; lengths are in units of the group spacing."""
+
+    x: Tensor
+    """Places of the first's points (L, ndim): small whole numbers."""
+    y: Tensor
+    """Places of the other's (M, ndim), so scaled that <x, y> is in squared group spacings."""
+    own: Tensor
+    """Squared lengths of the first's, (L,)."""
+    others: Tensor
+    """Squared lengths of the other's, (M,)."""
+
+
+def view(
+    side: Side,
+    other: Side,
+    widths: tuple[int, ...],
+    patch: Patch,
+    near: Patch,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> View:
+    """See the patches from the middle of the first."""
+    origin, unit = side.middle(patch), torch.tensor([1 / width for width in widths], dtype=dtype, device=device)
+    x, y = side.places(patch, origin, dtype, device), other.places(near, origin, dtype, device)
+    own, others = ((places * unit).square().sum(-1) for places in (x, y))
+    return View(x, y * unit.square(), own, others)
+
+
+_remembered_view = remembered(64)(view)
+
+
+def view_of(
+    side: Side,
+    other: Side,
+    widths: tuple[int, ...],
+    patch: Patch,
+    near: Patch,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> View:
+    """:func:`view`, remembered where it is small."""
+    make = _remembered_view if patch.points + near.points <= SMALL else view
+    return make(side, other, widths, patch, near, dtype, device)
+
+
 def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...], reach: float) -> tuple[Patch, ...]:
     """Patches of a grid whose points have these steps, where a group spacing is so many units wide."""
     cuts = []
@@ -105,7 +161,7 @@ def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...]
         longest = min(2 * math.sqrt(reach / len(shape)) * width, 2 * WHOLE)
         count = max(1, math.ceil(n * step / longest))
         bounds = [n * i // count for i in range(count + 1)]
-        cuts.append([slice(*pair) for pair in itertools.pairwise(bounds)])
+        cuts.append(list(itertools.pairwise(bounds)))
     return tuple(Patch(shape, where) for where in itertools.product(*cuts))
 
 
