@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -59,8 +60,8 @@ class Pass:
         def worker() -> Callable[[int], int]:
             if need is None:
                 return lambda item: entry(item, *addresses)
-            rooms, memory = make_room(self.geometry, need, self.dtype, items.heads)
-            words = in_memory(rooms)
+            room, memory = make_room(self.geometry, need, self.dtype, items.heads)
+            words = array("q", room)
 
             def work(item: int, _: Any = memory) -> int:  # which lives as long as this
                 return entry(item, *addresses, address(words))

@@ -1,17 +1,16 @@
-"""A call as the kernels take it: tensors as flat arrays, the relation on three axes, and the items of work."""
+"""A call as the kernels take it: addresses of tensors, the relation on three axes, and the items of work."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import typing
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...geometry import Neighbourhood
+from ...geometry import Neighbourhood, remembered
 from ..operands import Operands
 from ..semantics import widened
 from .bundles import Bytes, Call, Floats, Geometry, Integers, Room, Rows, Work
@@ -32,7 +31,7 @@ ROWS_PER_HALO = 8
 WORTH_A_THREAD = 2**19
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def geometry_of(neighbourhood: Neighbourhood) -> Geometry:
     """The relation on three axes; windows are cut to what there is of the grid."""
     axes = neighbourhood.axes
@@ -87,15 +86,15 @@ class Kept(NamedTuple):
 def kept(x: Operands) -> Kept:
     """Operands in the type that logits are kept in."""
     dtype = widened(x.q.dtype)
-    bias, compactness = (None if t is None else t.detach().to(dtype).contiguous() for t in (x.bias, x.compactness))
-    valid, valid_groups = (None if t is None else t.contiguous() for t in (x.valid, x.valid_groups))
-    q, k, values = (readable(t, dtype) for t in (x.q, x.k, x.values))
+    bias, compactness = [None if t is None else t.detach().to(dtype).contiguous() for t in (x.bias, x.compactness)]
+    valid, valid_groups = [None if t is None else t.contiguous() for t in (x.valid, x.valid_groups)]
+    q, k, values = [readable(t, dtype) for t in (x.q, x.k, x.values)]
     return Kept(q, k, values, torch.full((1,), x.scale, dtype=dtype), bias, compactness, valid, valid_groups)
 
 
 def call_of(x: Kept, geometry: Geometry) -> Call:
     """What all passes are given."""
-    valid, valid_groups = (Bytes(0 if t is None else t.data_ptr()) for t in (x.valid, x.valid_groups))
+    valid, valid_groups = [Bytes(0 if t is None else t.data_ptr()) for t in (x.valid, x.valid_groups)]
     return Call(
         geometry,
         rows_of(x.q),
@@ -124,10 +123,8 @@ class Demand(NamedTuple):
     """Channels that are summed for groups."""
 
 
-@lru_cache(maxsize=256)
-def _layout(
-    geometry: Geometry, need: Demand, size: int
-) -> tuple[tuple[int, int, int], tuple[tuple[type, int], ...], int]:
+@remembered(256)
+def _layout(geometry: Geometry, need: Demand, size: int) -> tuple[tuple[int, int, int], tuple[int, ...], int]:
     """The sizes of a room, where its parts start (in bytes, -1 for those that are not needed), and where it ends."""
     lanes = BYTES // size
 
@@ -166,12 +163,11 @@ def _layout(
         groups * max(lanes, sum(map(padded, need.sums))),
         groups,
     )
-    parts, end = [], 0
+    places, end = [], 0
     for count, name in zip(counts, Room._fields[3:], strict=True):
-        kind = Integers if name in _INTEGERS else Floats
-        parts.append((kind, end if count else -1))
-        end += -(-count * (8 if kind is Integers else size) // BYTES) * BYTES
-    return (slots, tokens, widest), tuple(parts), end
+        places.append(end if count else -1)
+        end += -(-count * (8 if name in _INTEGERS else size) // BYTES) * BYTES
+    return (slots, tokens, widest), tuple(places), end
 
 
 _INTEGERS = frozenset(name for name, kind in typing.get_type_hints(Room).items() if kind is Integers)
@@ -186,18 +182,21 @@ def _largest_block(geometry: Geometry) -> int:
     return most
 
 
-def make_room(geometry: Geometry, need: Demand, dtype: torch.dtype, heads: int) -> tuple[tuple[Room, ...], Tensor]:
-    """Memory for one thread, zeroed, which must live as long as the call; heads have sums of their own."""
-    sizes, parts, end = _layout(geometry, need, dtype.itemsize)
-    of_head = end - parts[_SUMS][1] if need.sums else 0
+def make_room(geometry: Geometry, need: Demand, dtype: torch.dtype, heads: int) -> tuple[list[int], Tensor]:
+    """The words of a :class:`Room` for every head, and the memory that they name, zeroed, for one thread.
+
+    Heads have sums of their own. The memory must live as long as the call.
+    """
+    sizes, places, end = _layout(geometry, need, dtype.itemsize)
+    of_head = end - places[_SUMS] if need.sums else 0
     memory = torch.zeros(end + (heads - 1) * of_head + BYTES, dtype=torch.uint8)
     start = -(-memory.data_ptr() // BYTES) * BYTES
-    rooms = []
+    shared = [*sizes, *[start + place if place >= 0 else 0 for place in places[:_SUMS]]]
+    words = []
     for head in range(heads):
-        starts = [start + place + (head * of_head if part >= _SUMS else 0) for part, (_, place) in enumerate(parts)]
-        fields = (kind(0 if place < 0 else at) for (kind, place), at in zip(parts, starts, strict=True))
-        rooms.append(Room(*sizes, *fields))
-    return tuple(rooms), memory
+        own = start + head * of_head
+        words += [*shared, *[own + place if place >= 0 else 0 for place in places[_SUMS:]]]
+    return words, memory
 
 
 _SUMS = Room._fields[3:].index("sums")
@@ -244,7 +243,7 @@ def items_of(x: Operands, threads: int, *, halo: bool = True) -> Items:
     return _items(batch, heads, together, x.neighbourhood.output_shape[0], runs)
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _items(batch: int, heads: int, together: int, groups: int, runs: int) -> Items:
     rows = -(-groups // runs)
     rows = -(-rows // ROWS_PER_SUM) * ROWS_PER_SUM
@@ -261,6 +260,6 @@ def _items(batch: int, heads: int, together: int, groups: int, runs: int) -> Ite
 def threads_for(x: Operands) -> int:
     """As many as torch takes, where there is work for more than one."""
     assert x.neighbourhood is not None
-    entries = math.prod(axis.window for axis in x.neighbourhood.axes)
+    entries = math.prod([axis.window for axis in x.neighbourhood.axes])
     work = x.k.shape[0] * x.k.shape[1] * x.k.shape[2] * entries * (x.q.shape[3] + x.values.shape[3])
     return torch.get_num_threads() if work > WORTH_A_THREAD else 1

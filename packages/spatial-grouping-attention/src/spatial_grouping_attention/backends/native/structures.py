@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import typing
 from array import array
-from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -56,7 +55,9 @@ def _words(kind: Any) -> int:
 
 def in_memory(bundle: tuple[Any, ...]) -> array[int]:
     """The words of a bundle, or of several in a tuple; they must live as long as a kernel runs."""
-    return array("q", _flattened(bundle))
+    words: list[int] = []
+    _flatten(bundle, words)
+    return array("q", words)
 
 
 def address(words: array[int]) -> int:
@@ -64,12 +65,12 @@ def address(words: array[int]) -> int:
     return words.buffer_info()[0]
 
 
-def _flattened(bundle: tuple[Any, ...]) -> Iterator[int]:
+def _flatten(bundle: tuple[Any, ...], words: list[int]) -> None:
     for part in bundle:
         if isinstance(part, tuple):
-            yield from _flattened(part)
+            _flatten(part, words)
         else:
-            yield part
+            words.append(part)
 
 
 @register_model(Structure)
