@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..assignment import DeformableAssignment
 from ..backends import Backend, deformable
+from ..geometry import remembered
 from .compactness import compactness_of
 from .grouping import Ints, Members, Relation, SpatialGroupingAttention
 
@@ -113,7 +114,7 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         )
         require_choice("backend of a deformable layer", backend, [Backend.AUTO.value, Backend.REFERENCE.value])
         self.num_points = require_int("num_points", 3**spatial_dims if num_points is None else num_points, minimum=1)
-        self.places = starting_places(self.num_points, spatial_dims)
+        self.places = tuple(starting_places(self.num_points, spatial_dims))
         self.offsets = Offsets(feature_dims, num_heads * self.num_points * spatial_dims, device=device, dtype=dtype)
         if self.relative_bias:
             self.bias_table = nn.Parameter(torch.zeros(num_heads, self.num_points, device=device, dtype=dtype))
@@ -127,7 +128,7 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         """Decide where every token looks, and what makes memberships there from queries and keys."""
         neighbourhood, valid, valid_groups = relation
         groups = deformable.lattice(neighbourhood.output_shape, valid_groups)
-        places = neighbourhood.cells(x.device)[:, None, :] + torch.tensor(self.places, device=x.device)
+        places = neighbourhood.cells(x.device)[:, None, :] + _steps(self.places, x.device)
         visible = _visible(places, groups)
         if valid is not None:
             visible = visible & valid[:, None, :, None]
@@ -171,10 +172,17 @@ def starting_places(num_points: int, ndim: int) -> list[tuple[int, ...]]:
     return places
 
 
+@remembered(64)
+def _steps(places: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Starting places as a tensor (P, ndim), moved to a device once: every move would make it wait."""
+    return torch.tensor(places, device=device)
+
+
 def _visible(places: Tensor, groups: deformable.Lattice) -> Tensor:
     """Which starting places (N_in, P, ndim) lie on a group: (N_in, P), or (B, 1, N_in, P) where some are missing."""
-    sizes = torch.tensor(groups.shape, device=places.device)
-    inside = ((places >= 0) & (places < sizes)).all(-1)
+    inside = torch.ones(places.shape[:-1], dtype=torch.bool, device=places.device)
+    for place, size in zip(places.unbind(-1), groups.shape, strict=True):
+        inside = inside & (place >= 0) & (place < size)
     if groups.valid is None:
         return inside
     flat = torch.zeros_like(inside, dtype=torch.long)

@@ -7,7 +7,7 @@ memberships are ``A_ij = sum_p a_ip w_ipj`` and still sum to one. With points on
 Groups that are not valid are not there: points stay in the box that holds the valid ones, and interpolation goes over
 those alone. A point near which no group is valid is not visible, and a token without a visible point belongs to nobody.
 
-Points are worked through one after another and recomputed in the backward pass, so memory is O(N * P) numbers, not
+Points are worked through a few at a time and recomputed in the backward pass, so memory is O(N * P) numbers, not
 vectors.
 
 **The gradient of where a point lies is bounded.** The average of a group with mass m moves by ``a/m (v - out)`` per
@@ -30,6 +30,10 @@ from ..autograd import without_autocast
 from ..semantics import LOWEST
 from ..transforms import forward_mode, under_transform
 from .interpolation import Lattice, corners, interpolate, touches, with_gradient_of
+
+# Elements of the vectors seen at the points of one part: on a CPU few enough for its cache, on a GPU enough to fill it,
+# because every part costs it some hundred launches.
+PART_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 @without_autocast
@@ -66,7 +70,7 @@ def point_log_shares(
     def logits(q: Tensor, k: Tensor, some: Tensor) -> Tensor:
         return scale * (k.to(dtype).unsqueeze(3) * _seen(q.to(dtype), some, groups)).sum(-1)
 
-    scores = torch.cat([_recomputed(logits, q, k, some) for some in _parts(places)], dim=3)
+    scores = torch.cat([_recomputed(logits, q, k, some) for some in _parts(places, q.shape[-1])], dim=3)
     if bias is not None:
         scores = scores + bias.to(dtype)[:, None, :]
     if lowering is not None:
@@ -96,7 +100,7 @@ def squared_distances(tokens: Tensor, starts: Tensor, offsets: Tensor, groups: L
     columns = zip(tokens.unbind(-1), starts.unbind(-1), offsets.unbind(-1), groups.box, strict=True)
     for token, start, offset, (first, last) in columns:
         # The box has samples in front: (), or (B, 1, 1) beside (N_in,).
-        low, high = (torch.as_tensor(index, device=token.device) - token for index in (first, last))
+        low, high = first - token, last - token
         apart = (start - token[:, None]) + offset
         squares = squares + torch.minimum(torch.maximum(apart, low.unsqueeze(-1)), high.unsqueeze(-1)).square()
     return squares
@@ -110,7 +114,8 @@ def assign(log_shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Te
         return (share.unsqueeze(-1) * _seen(u.to(share.dtype), some, groups)).sum(3)
 
     out: Tensor = torch.zeros((), dtype=log_shares.dtype, device=u.device)
-    for share, some in zip(_parts(log_shares.exp()), _parts(places), strict=True):
+    channels = u.shape[-1]
+    for share, some in zip(_parts(log_shares.exp(), channels), _parts(places, channels), strict=True):
         out = out + _recomputed(part, share, some, u)
     return out.to(u.dtype)
 
@@ -178,7 +183,8 @@ def _collect(
         return total
 
     out: Tensor = torch.zeros((), dtype=v.dtype, device=v.device)
-    for log_share, some in zip(_parts(log_shares), _parts(places), strict=True):
+    channels = v.shape[-1]
+    for log_share, some in zip(_parts(log_shares, channels), _parts(places, channels), strict=True):
         out = out + _recomputed(part, log_share, some, v)
     return out
 
@@ -194,7 +200,7 @@ def _highest(log_shares: Tensor, places: Tensor, groups: Lattice) -> Tensor:
     """Largest log membership of every group, (B, H, N_out); a finite lowest value where there is none."""
     batch, heads = log_shares.shape[:2]
     highest = log_shares.new_full((batch, heads, math.prod(groups.shape)), LOWEST)
-    for log_share, some in zip(_parts(log_shares), _parts(places), strict=True):
+    for log_share, some in zip(_parts(log_shares, 1), _parts(places, 1), strict=True):
         for index, weight in corners(some.flatten(2, 3), groups):
             membership = log_share.flatten(2, 3) + weight.to(log_share.dtype).log()
             highest = highest.scatter_reduce(2, index, membership, "amax")
@@ -206,9 +212,16 @@ def _seen(values: Tensor, places: Tensor, groups: Lattice) -> Tensor:
     return interpolate(values, places.flatten(2, 3), groups).reshape(*places.shape[:-1], values.shape[-1])
 
 
-def _parts(per_point: Tensor) -> tuple[Tensor, ...]:
-    """Cut (B, H, N_in, P, ...) into one point at a time; a compiler fuses all of them, and quicker, in one piece."""
-    return (per_point,) if torch.compiler.is_compiling() else torch.split(per_point, 1, dim=3)
+def _parts(per_point: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """Cut (B, H, N_in, P, ...) into as many points at a time as a part's vectors of ``channels`` allow.
+
+    A compiler fuses all of them, and quicker, in one piece.
+    """
+    if torch.compiler.is_compiling():
+        return (per_point,)
+    elements = max(1, math.prod(per_point.shape[:3]) * channels)
+    budget = PART_ELEMENTS.get(per_point.device.type, PART_ELEMENTS["cpu"])
+    return torch.split(per_point, max(1, budget // elements), dim=3)
 
 
 def _recomputed(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:

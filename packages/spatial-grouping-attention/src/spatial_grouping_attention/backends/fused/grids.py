@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -52,13 +52,15 @@ class Side(NamedTuple):
     patches: tuple[Patch, ...]
     """The grid, cut so that no patch is too large."""
 
-    def places(self, patch: Patch, origin: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Places of a patch's points as seen from an origin, (points, ndim)."""
+    def places(
+        self, patch: Patch, origin: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Places of a patch's points as seen from an origin, axis by axis: (points,) each."""
         columns = [
             torch.arange(*ends, dtype=dtype, device=device) * step + (start - seen_from)
             for ends, step, start, seen_from in zip(patch.where, self.steps, self.starts, origin, strict=True)
         ]
-        return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).flatten(0, -2)
+        return tuple(column.flatten() for column in torch.meshgrid(*columns, indexing="ij"))
 
     def middle(self, patch: Patch) -> tuple[int, ...]:
         """Place of the point in the middle of a patch."""
@@ -131,10 +133,13 @@ def view(
     device: torch.device,
 ) -> View:
     """See the patches from the middle of the first."""
-    origin, unit = side.middle(patch), torch.tensor([1 / width for width in widths], dtype=dtype, device=device)
+    origin = side.middle(patch)
     x, y = side.places(patch, origin, dtype, device), other.places(near, origin, dtype, device)
-    own, others = ((places * unit).square().sum(-1) for places in (x, y))
-    return View(x, y * unit.square(), own, others)
+    own, others = (
+        sum((column / width).square() for column, width in zip(places, widths, strict=True)) for places in (x, y)
+    )
+    scaled = [column / width**2 for column, width in zip(y, widths, strict=True)]
+    return View(torch.stack(x, -1), torch.stack(scaled, -1), cast(Tensor, own), cast(Tensor, others))
 
 
 _remembered_view = remembered(64)(view)
