@@ -111,15 +111,13 @@ def tests_pair(session: nox.Session) -> None:
 
 @nox.session(name="tests-optional")
 def tests_optional(session: nox.Session) -> None:
-    """What needs an optional library and no GPU: Triton kernels in its interpreter, NATTEN's forward pass."""
-    install(session, *build(session, ROSE, GROUPING), "setuptools", "wheel", groups=("test",))
+    """What needs an optional library and no GPU: Triton kernels in its interpreter, NATTEN's forward pass, numba's."""
+    install(session, *build(session, ROSE, GROUPING), "setuptools", "wheel", "numba", groups=("test",))
     # Neither may bring in a torch of its own; natten without CUDA is a pure Python wheel, built against ours.
     session.install("--no-deps", "-c", str(CONSTRAINTS), "triton")
     session.install("--no-deps", "--no-build-isolation", "-c", str(CONSTRAINTS), "natten")
-    run_tests(session, ROSE / "tests", GROUPING / "tests", options=("-m", "triton or natten"), TRITON_INTERPRET="1")
-    # The report for GPUs must not be found broken where a GPU is: its checks run at tiny sizes in the interpreter.
-    report = ROOT / "benchmarks" / "gpu_report.py"
-    session.run("python", str(report), env={**PINNED, "TRITON_INTERPRET": "1"})
+    marked = ("-m", "triton or natten or native")
+    run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "benchmarks", options=marked, TRITON_INTERPRET="1")
 
 
 @nox.session(name="tests-libraries")
@@ -138,7 +136,8 @@ def tests_gpu(session: nox.Session) -> None:
     """The tests marked gpu; fails where there is no CUDA device."""
     session.install(*build(session, ROSE, GROUPING), *nox.project.dependency_groups(SETTINGS, "test"))
     session.run("python", "-c", "import torch; assert torch.cuda.is_available(), 'this session needs a CUDA device'")
-    session.run("pytest", "-m", "gpu", str(ROSE / "tests"), str(GROUPING / "tests"), *session.posargs)
+    # Most of the time goes to compiling kernels, which processes share out among themselves.
+    session.run("pytest", "-n", "8", "-m", "gpu", str(ROSE / "tests"), str(GROUPING / "tests"), *session.posargs)
 
 
 @nox.session
@@ -153,9 +152,9 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure on this machine: rotation and grouping, against their peers and bounds."""
-    install(session, *build(session, ROSE, GROUPING), "numpy")
+    install(session, *build(session, ROSE, GROUPING), "numpy", "numba")
     install_peers(session)
-    for script in ("rotation.py", "grouping.py"):
+    for script in ("rotation.py", "grouping.py", "native.py", "compactness.py"):
         session.run("python", str(ROOT / "benchmarks" / script))
 
 
