@@ -88,5 +88,9 @@ def _with_parts(
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """A head size that the kernels can load in aligned vectors."""
-    return pad(x, x.shape[-1] + -x.shape[-1] % 8)
+    """A head size that the kernels can load in aligned vectors, in rows that start where such vectors do."""
+    x = pad(x, x.shape[-1] + -x.shape[-1] % 8)
+    steps = [stride * x.element_size() for stride in x.stride()[:-1]]
+    # Views such as the first 8 of 9 channels start in the middle of 16 bytes.
+    misaligned = any(step % 16 for step in steps) or x.storage_offset() * x.element_size() % 16
+    return x.contiguous() if misaligned else x
