@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from grouping_cases import EVERY_BACKEND, WINDOWED, assert_near, make_case, oracle_group, squared_distances
+from grouping_cases import EVERY_BACKEND, WINDOWED, assert_near, finite, make_case, oracle_group, squared_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import VARIANTS, make_layer, tokens
 from operator_calls import OPERATORS, call, group
 from spatial_grouping_attention import Neighbourhood, WindowedSelfAttention, functional
+from spatial_grouping_attention.backends import deformable
 from spatial_grouping_attention.backends.fused import frames
 
 BACKENDS_AND_FORMS = [(backend, form) for backend in EVERY_BACKEND for form in ("windowed", "covering")]
@@ -58,6 +59,70 @@ def test_without_content_memberships_are_the_closed_form(
     assert_near(out, want_out, TOLERANCE[dtype])
     assert_near(lse, want_lse, 1e-5, size=1.0)
     assert_near(dbeta, want_dbeta, max(TOLERANCE[dtype], 1e-4))
+
+
+@pytest.mark.parametrize("stride", [3, 7])
+@pytest.mark.parametrize(("backend", "form"), calls())
+def test_strides_that_are_no_powers_of_two_lose_no_digits(backend: str, form: str, stride: int) -> None:
+    """Far from the origin such a place is no float32, so places must be subtracted before they are divided."""
+    neighbourhood = relation(form, 1500, stride=stride, kernel=stride, padding=0)
+    q, k = empty(neighbourhood, torch.float32)
+    v = torch.randn(1, 2, 1500, 3, generator=torch.Generator().manual_seed(0))
+    beta = torch.tensor([1.9, 7.0])
+    got = functional.grouping_attention(q, k, v, neighbourhood, compactness=beta, backend=backend)
+    want = closed_form(neighbourhood, v, torch.ones(()), beta.double())
+    assert_near(got[0], want[0], 1e-5)
+    assert_near(got[1], want[1], 1.5e-5, size=1.0)
+
+
+def test_deformable_distances_lose_no_digits_far_from_the_origin() -> None:
+    neighbourhood = relation("windowed", 4095, stride=3)
+    cells = neighbourhood.cells()[:, None, :] + torch.tensor([[-1], [0], [1]])
+    groups = deformable.lattice(neighbourhood.output_shape)
+    offsets = torch.zeros(1, 1, 4095, 3, 1)
+    got = deformable.squared_distances(neighbourhood.places(), neighbourhood.stride, cells, offsets, groups)
+    starts = cells.clamp(0, neighbourhood.num_groups - 1)
+    want = (torch.arange(4095.0).double()[:, None] / 3 - starts[..., 0]).square()
+    assert_near(got[0, 0], want, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("stride", [300, 511])
+def test_groups_may_lie_far_apart(stride: int, dtype: torch.dtype) -> None:
+    """A group spacing wider than a patch of whole numbers may be."""
+    neighbourhood = relation("covering", 4 * stride, stride=stride, kernel=stride, padding=0)
+    case = make_case(neighbourhood, batch=1, head_size=4, value_size=2, compact=True).to(dtype)
+    for got, want in zip(group(case, "fused"), oracle_group(case.to(torch.float64)), strict=True):
+        assert_near(got, want, {torch.float64: 1e-9, torch.float32: 2e-5}[dtype])
+
+
+@pytest.mark.parametrize("factor", [0.0, 5e-324, 1e-40])
+@pytest.mark.parametrize(("backend", "form"), calls())
+def test_no_factor_is_too_small(backend: str, form: str, factor: float) -> None:
+    case = make_case(relation(form, 20), compact=True)
+    without = group(replace(case, compactness=None), backend)
+    with_it = group(replace(case, compactness=torch.full((2,), factor, dtype=torch.float64)), backend)
+    for got, want in zip(with_it, without, strict=True):
+        assert_near(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("valid", [None, "some"])
+@pytest.mark.parametrize(("backend", "form"), calls())
+def test_mapped_calls_have_factors_and_gradients_of_their_own(backend: str, form: str, valid: str | None) -> None:
+    case = make_case(relation(form, 11), valid=valid, compact=True)
+
+    def loss(q: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        return sum(finite(x).sin().sum() for x in group(replace(case, q=q, compactness=beta), backend))
+
+    qs, betas = (torch.stack([x, 0.5 * x, 2 * x]) for x in (case.q, case.compactness))
+    for dims in ((0, 0), (None, 0), (0, None)):
+        operands = [x[0] if dim is None else x for x, dim in zip((qs, betas), dims, strict=True)]
+        got = torch.func.vmap(torch.func.grad(loss, (0, 1)), dims)(*operands)
+        for i in range(3):
+            alone = [x if dim is None else x[i] for x, dim in zip(operands, dims, strict=True)]
+            alone = [x.clone().requires_grad_() for x in alone]
+            for a, b in zip(got, torch.autograd.grad(loss(*alone), alone), strict=True):
+                assert_near(a[i], b, 1e-9)
 
 
 def closed_form(

@@ -112,11 +112,11 @@ def _one_by_one(function: Callable[..., Any], size: int, dims: Sequence[int | No
 
 
 def _split(results: Sequence[Tensor], size: int, dims: Sequence[int]) -> Results:
-    """Results in which the mapped axis is folded into the one at ``dims``; an axis alone is that of no result."""
+    """Results in which the mapped axis is folded into the one at ``dims``; what is empty, (0,), is no result."""
     split: list[Tensor] = []
     where: list[int | None] = []
     for x, dim in zip(results, dims, strict=False):
-        nothing = x.ndim == 1
+        nothing = x.ndim == 1 and x.shape[0] == 0  # a compactness' gradient has one axis too
         split.append(x if nothing else torch.unflatten(x, dim, (size, x.shape[dim] // size)))
         where.append(None if nothing else dim)
     return tuple(split), tuple(where)

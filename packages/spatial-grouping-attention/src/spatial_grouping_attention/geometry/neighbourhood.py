@@ -136,15 +136,15 @@ class Neighbourhood:
         return index.masked_fill(~self.mask(device), 0)
 
     def places(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Where the tokens lie on the grid of groups: group j of an axis is at j, fine index i at (i - centre)/stride.
+        """Where the tokens lie as seen from group 0, in steps of the fine grid: i - centre; group j is at j * stride.
+
+        Not in units of the group spacing, which would round: what lies far from the origin, but near to each other,
+        must be subtracted first.
 
         Returns:
-            Floating (num_inputs, ndim), exact to the last digit of ``dtype``.
+            Floating (num_inputs, ndim), whole or half numbers.
         """
-        columns = [
-            (torch.arange(axis.size, device=device, dtype=dtype) - axis.centre) / axis.stride for axis in self.axes
-        ]
-        return _product(columns)
+        return _product([torch.arange(axis.size, device=device, dtype=dtype) - axis.centre for axis in self.axes])
 
     def squared_distances(
         self,
@@ -162,10 +162,12 @@ class Neighbourhood:
         Returns:
             Floating (tokens, num_groups).
         """
-        groups = _product([torch.arange(axis.groups, device=device, dtype=dtype) for axis in self.axes])
+        axes = self.axes
+        groups = _product([torch.arange(axis.groups, device=device, dtype=dtype) * axis.stride for axis in axes])
         squares = torch.zeros((), dtype=dtype, device=device)
-        for place, group in zip(self.places(device, dtype)[tokens].unbind(-1), groups.unbind(-1), strict=True):
-            squares = squares + (place[:, None] - group).square()
+        columns = zip(self.places(device, dtype)[tokens].unbind(-1), groups.unbind(-1), axes, strict=True)
+        for place, group, axis in columns:
+            squares = squares + ((place[:, None] - group) / axis.stride).square()
         return squares
 
     def cells(self, device: torch.device | str | None = None) -> torch.Tensor:

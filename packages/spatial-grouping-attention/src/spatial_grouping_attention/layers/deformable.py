@@ -146,7 +146,9 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         lowering = None
         if compactness is not None:
             tokens = neighbourhood.places(x.device, offsets.dtype)
-            lowering = compactness[:, None, None] * deformable.squared_distances(tokens, places, offsets, groups)
+            strides = tuple(axis.stride for axis in neighbourhood.axes)
+            squares = deformable.squared_distances(tokens, strides, places, offsets, groups)
+            lowering = compactness[:, None, None] * squares
 
         def of(q: Tensor, k: Tensor) -> DeformableAssignment:
             shares = deformable.point_log_shares(

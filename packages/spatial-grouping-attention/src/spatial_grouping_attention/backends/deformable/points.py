@@ -82,13 +82,16 @@ def point_log_shares(
     return scores.masked_fill(~(visible | nobody), -torch.inf).log_softmax(-1).masked_fill(nobody, -torch.inf)
 
 
-def squared_distances(tokens: Tensor, starts: Tensor, offsets: Tensor, groups: Lattice) -> Tensor:
+def squared_distances(
+    tokens: Tensor, strides: tuple[int, ...], starts: Tensor, offsets: Tensor, groups: Lattice
+) -> Tensor:
     """Squared distance of every token from where its points lie, in units of the group spacing.
 
     Counted from the token, so that it is exact wherever the token lies.
 
     Args:
-        tokens: their places on the grid of groups (N_in, ndim), see :meth:`...geometry.Neighbourhood.places`.
+        tokens: their places (N_in, ndim) in steps of the fine grid, see :meth:`...geometry.Neighbourhood.places`.
+        strides: such steps in a group spacing, axis by axis.
         starts: whole steps at which the points start (N_in, P, ndim).
         offsets: how far they have moved from there (B, H, N_in, P, ndim). Differentiable.
         groups: the grid of groups, in whose box points are held.
@@ -97,11 +100,11 @@ def squared_distances(tokens: Tensor, starts: Tensor, offsets: Tensor, groups: L
         (B, H, N_in, P).
     """
     squares: Tensor = torch.zeros((), dtype=offsets.dtype, device=offsets.device)
-    columns = zip(tokens.unbind(-1), starts.unbind(-1), offsets.unbind(-1), groups.box, strict=True)
-    for token, start, offset, (first, last) in columns:
+    columns = zip(tokens.unbind(-1), strides, starts.unbind(-1), offsets.unbind(-1), groups.box, strict=True)
+    for token, stride, start, offset, (first, last) in columns:
         # The box has samples in front: (), or (B, 1, 1) beside (N_in,).
-        low, high = first - token, last - token
-        apart = (start - token[:, None]) + offset
+        low, high = ((end * stride - token) / stride for end in (first, last))
+        apart = (start * stride - token[:, None]) / stride + offset
         squares = squares + torch.minimum(torch.maximum(apart, low.unsqueeze(-1)), high.unsqueeze(-1)).square()
     return squares
 

@@ -26,8 +26,10 @@ from . import flash
 from .channels import Sums, Terms
 from .grids import Patch, Side, View, sides_of, view_of
 
-# Largest beta |x|^2 in a patch: rounding then leaves less than 1e-5 in a float32 logit.
-LARGEST_TERM = 128.0
+# Largest beta |x|^2 in a patch: rounding then leaves about 1e-5 in a float32 logit.
+LARGEST_TERM = 64.0
+# Smallest reach: beyond a beta of 16, where patches would have few points, the error grows with beta instead.
+SMALLEST_REACH = 4.0
 
 
 class Frame(NamedTuple):
@@ -97,12 +99,13 @@ def _frames(x: Operands, *, tokens_look: bool, horizon: bool) -> Frames | None:
 
 
 def _reach(beta: Tensor) -> float:
-    """How large patches may be, for the largest beta; on devices for one of 2: looking would mean waiting for them."""
-    largest = beta.max().item() if _on_cpu(beta) else 2.0
+    """How large patches may be, for the largest beta; on devices for one of 1: looking would mean waiting for them."""
+    largest = beta.max().item() if _on_cpu(beta) else 1.0
     if not largest > 0:
         return math.inf
     # Few different sizes, so that what is remembered serves while beta is learned.
-    return 2.0 ** math.floor(math.log2(max(LARGEST_TERM / largest, 4.0)))
+    reach = max(LARGEST_TERM / largest, SMALLEST_REACH)
+    return 2.0 ** math.floor(math.log2(reach)) if reach < math.inf else reach
 
 
 def _on_cpu(x: Tensor) -> bool:

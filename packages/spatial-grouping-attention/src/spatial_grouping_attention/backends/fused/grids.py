@@ -136,7 +136,7 @@ def view(
     origin = side.middle(patch)
     x, y = side.places(patch, origin, dtype, device), other.places(near, origin, dtype, device)
     own, others = (
-        sum((column / width).square() for column, width in zip(places, widths, strict=True)) for places in (x, y)
+        sum(column.square() / width**2 for column, width in zip(places, widths, strict=True)) for places in (x, y)
     )
     scaled = [column / width**2 for column, width in zip(y, widths, strict=True)]
     return View(torch.stack(x, -1), torch.stack(scaled, -1), cast(Tensor, own), cast(Tensor, others))
@@ -164,7 +164,7 @@ def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...]
     cuts = []
     for n, step, width in zip(shape, steps, widths, strict=True):
         longest = min(2 * math.sqrt(reach / len(shape)) * width, 2 * WHOLE)
-        count = max(1, math.ceil(n * step / longest))
+        count = min(n, max(1, math.ceil(n * step / longest)))  # a patch has a point, however wide a step is
         bounds = [n * i // count for i in range(count + 1)]
         cuts.append(list(itertools.pairwise(bounds)))
     return tuple(Patch(shape, where) for where in itertools.product(*cuts))
