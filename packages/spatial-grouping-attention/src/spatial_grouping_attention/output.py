@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from RoSE import Grid
@@ -22,15 +22,49 @@ from .assignment import (
 from .geometry import Neighbourhood
 
 
+class Output(Movable, Mapping[str, Any]):
+    """Base of dataclasses of results that read like a mapping as well, and can be taken apart and put together again.
+
+    Code that walks through nested containers, to move or to cast what models return, rebuilds a mapping from one
+    mapping of all its items, or sets the fields of a dataclass one by one: both can be done here.
+    """
+
+    def _fill(self, *values: Any) -> None:
+        """Set the fields in their order, or all of them from one mapping in place of the first."""
+        names = list(self)
+        if isinstance(values[0], Mapping):
+            if sorted(values[0]) != sorted(names):
+                raise TypeError(f"a mapping in place of the fields must have the keys {names}; got {list(values[0])}")
+            values = tuple(values[0][name] for name in names)
+        for name, value in zip(names, values, strict=True):
+            setattr(self, name, value)
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name."""
+        if name not in set(self):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    # By identity: comparing tensors entry by entry has no truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the fields."""
+        return (field.name for field in fields(cast(Any, self)))
+
+    def __len__(self) -> int:
+        """How many fields there are."""
+        return len(fields(cast(Any, self)))
+
+
 @dataclass(eq=False, init=False)
-class GroupingOutput(Movable, Mapping[str, Any]):
+class GroupingOutput(Output):
     """Features of the groups, where the groups lie, and which tokens belong to them.
 
     Reads like a dataclass (``output.x_out``) and like a dict (``output["x_out"]``, ``**output``), and is a
-    pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks. Code that walks through nested
-    containers, to move or to cast what models return, rebuilds a mapping from one mapping of all its items, or sets the
-    fields of a dataclass one by one: both can be done here. ``torch.load`` takes saved outputs with its defaults
-    (``weights_only=True``) once this package is imported.
+    pytree, so that it passes through ``torch.compile``, ``torch.export`` and hooks. ``torch.load`` takes saved outputs
+    with its defaults (``weights_only=True``) once this package is imported.
 
     A *reentrant* checkpoint (``torch.utils.checkpoint`` with ``use_reentrant=True``) looks for results in tensors and
     tuples of tensors alone: it would hand on this output cut off from the graph, and every gradient through it would
@@ -60,37 +94,12 @@ class GroupingOutput(Movable, Mapping[str, Any]):
         assignment: Assignment | None = None,
         valid: Tensor | None = None,
     ) -> None:
-        values: Any = (x_out, out_grid_shape, out_spacing, out_origin, assignment, valid)
-        names = [field.name for field in fields(self)]
-        if isinstance(x_out, Mapping):
-            if sorted(x_out) != sorted(names):
-                raise TypeError(f"a mapping in place of the fields must have the keys {names}; got {list(x_out)}")
-            values = (x_out[name] for name in names)
-        for name, value in zip(names, values, strict=True):
-            setattr(self, name, value)
+        self._fill(x_out, out_grid_shape, out_spacing, out_origin, assignment, valid)
 
     @property
     def grid(self) -> Grid:
         """Where the groups lie: ``out_grid_shape``, ``out_spacing`` and ``out_origin`` in one."""
         return Grid.derived(self.out_grid_shape, self.out_spacing, self.out_origin)
-
-    def __getitem__(self, name: str) -> Any:
-        """A field by its name."""
-        if name not in set(self):
-            raise KeyError(name)
-        return getattr(self, name)
-
-    # By identity: comparing tensors entry by entry has no truth value.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of the fields."""
-        return (field.name for field in fields(self))
-
-    def __len__(self) -> int:
-        """How many fields there are."""
-        return len(fields(self))
 
 
 def _flatten(output: GroupingOutput) -> tuple[list[Any], None]:

@@ -1,0 +1,18 @@
+"""Networks for segmentation: transformers whose downsampling is grouping, and their uniform twins."""
+
+from .output import SegmentationOutput
+from .plan import Plan, StemPlan, plan
+from .presets import grouping_vit_base, grouping_vit_large, grouping_vit_nano, grouping_vit_tiny
+from .vit import GroupingViT
+
+__all__ = [
+    "GroupingViT",
+    "Plan",
+    "SegmentationOutput",
+    "StemPlan",
+    "grouping_vit_base",
+    "grouping_vit_large",
+    "grouping_vit_nano",
+    "grouping_vit_tiny",
+    "plan",
+]

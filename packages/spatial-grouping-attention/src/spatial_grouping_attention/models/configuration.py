@@ -1,0 +1,78 @@
+"""What may be said of a network's stages and the steps between them, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from RoSE.validation import require_choice, require_int, require_ints, require_odd
+
+from .downsample import GROUPINGS
+
+Ints = int | Sequence[int]
+Sizes = int | Sequence[Ints]
+
+
+class Steps(NamedTuple):
+    """How grids become coarser, everything per axis."""
+
+    scales: tuple[tuple[int, ...], ...]
+    """Pixels between the tokens of every stage."""
+    strides: tuple[tuple[int, ...], ...]
+    """Of every grouping."""
+    kernels: tuple[tuple[int, ...], ...]
+    """Of every grouping's convolution."""
+
+
+def require_per_stage(name: str, value: Sequence[int], stages: int | None) -> tuple[int, ...]:
+    """Return one int of at least 1 per stage; ``stages`` None for any number of two or more."""
+    rule = "one int per stage, two stages or more" if stages is None else f"{stages} ints, one per stage"
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be {rule}; got {value!r} of type {type(value).__name__}")
+    if len(value) < 2 or len(value) != (stages or len(value)):
+        raise ValueError(f"{name} must be {rule}; got {value!r}")
+    return tuple(require_int(f"{name}[{i}]", n, minimum=1) for i, n in enumerate(value))
+
+
+def require_window(name: str, value: Ints, spatial_dims: int) -> tuple[int, ...]:
+    """Return an odd number per axis."""
+    return require_odd(name, require_ints(name, value, spatial_dims, minimum=1))
+
+
+def require_steps(spatial_dims: int, levels: int, stem_stride: Ints, strides: Sizes, kernels: Sizes) -> Steps:
+    """Return stem and groupings as steps.
+
+    Only strides of 1 and 2 with odd kernels have cells that are whole at every border, whatever the size: otherwise
+    results would depend on padding.
+    """
+    stem = require_ints("stem_stride", stem_stride, spatial_dims, minimum=1)
+    scales, each = [stem], _per_level("strides", strides, levels, spatial_dims)
+    for level, stride in enumerate(each):
+        for axis, s in enumerate(stride):
+            require_choice(f"strides[{level}][{axis}]", s, (1, 2))
+        scales.append(tuple(a * s for a, s in zip(scales[-1], stride, strict=True)))
+    kernel_sizes = _per_level("kernels", kernels, levels, spatial_dims)
+    for level, kernel in enumerate(kernel_sizes):
+        require_odd(f"kernels[{level}]", kernel)
+    return Steps(tuple(scales), each, kernel_sizes)
+
+
+def require_groupings(kinds: Sequence[str] | None, levels: int) -> tuple[str, ...]:
+    """Return the kind of every grouping; by default dense before the last stage and sparse before."""
+    if kinds is None:
+        return ("sparse",) * (levels - 1) + ("dense",)
+    if isinstance(kinds, str) or len(kinds) != levels:
+        raise ValueError(f"grouping must be None or {levels} names, one per grouping; got {kinds!r}")
+    return tuple(require_choice(f"grouping[{i}]", kind, GROUPINGS) for i, kind in enumerate(kinds))
+
+
+def _per_level(name: str, value: Sizes, levels: int, spatial_dims: int) -> tuple[tuple[int, ...], ...]:
+    """One int for all groupings, or an entry per grouping -> ints per axis for every grouping."""
+    if isinstance(value, int):
+        return (require_ints(name, value, spatial_dims, minimum=1),) * levels
+    rule = f"an int or {levels} entries, one per grouping"
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be {rule}; got {value!r} of type {type(value).__name__}")
+    if len(value) != levels:
+        raise ValueError(f"{name} must be {rule}; got {value!r}")
+    return tuple(require_ints(f"{name}[{i}]", each, spatial_dims, minimum=1) for i, each in enumerate(value))

@@ -1,0 +1,84 @@
+"""Transformer blocks on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from RoSE.blocks import MLP, DropPath
+from torch import nn
+
+from ..layers import WindowedSelfAttention
+from .tokens import Tokens, blanked
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: self-attention in a window, then an MLP, each added to what it read.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        spatial_dims: axes of the grid.
+        window: tokens in the window, per axis; None for the whole grid.
+        mlp_ratio: hidden channels of the MLP per channel.
+        drop_path: probability of leaving out a branch of a sample while training (arXiv:1603.09382).
+        made: ``device`` and ``dtype`` of the parameters.
+        attention: further keywords of :class:`WindowedSelfAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spatial_dims: int,
+        window: tuple[int, ...] | None,
+        mlp_ratio: float,
+        drop_path: float,
+        made: dict[str, Any],
+        attention: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, **made)
+        self.attention = WindowedSelfAttention(dim, num_heads, spatial_dims, window, **attention, **made)
+        self.norm2 = nn.LayerNorm(dim, **made)
+        self.mlp = MLP(dim, mlp_ratio=mlp_ratio, **made)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens (B, N, dim) -> tokens on the same grid."""
+        x, grid, valid = tokens
+        x = x + self.drop_path(self.attention(self.norm1(x), grid=grid, valid=valid))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return Tokens(x, grid, valid)
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, and a LayerNorm of what they leave, which is what the next part and the heads read.
+
+    Args:
+        dim, num_heads, spatial_dims, window, mlp_ratio, made, attention: see :class:`Block`.
+        drop_path: one probability per block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spatial_dims: int,
+        window: tuple[int, ...] | None,
+        mlp_ratio: float,
+        drop_path: Sequence[float],
+        made: dict[str, Any],
+        attention: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, spatial_dims, window, mlp_ratio, rate, made, attention) for rate in drop_path
+        )
+        self.norm = nn.LayerNorm(dim, **made)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens (B, N, dim) -> tokens on the same grid, 0 where they are not valid."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return Tokens(blanked(self.norm(tokens.x), tokens.valid), tokens.grid, tokens.valid)

@@ -1,0 +1,412 @@
+"""Segmentation networks: any size, any spacing, no influence of padding, and classes carried by memberships alone."""
+
+import io
+import itertools
+import math
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from spatial_grouping_attention import Assignment, compose
+from spatial_grouping_attention.models import (
+    GroupingViT,
+    SegmentationOutput,
+    grouping_vit_base,
+    grouping_vit_large,
+    grouping_vit_nano,
+    grouping_vit_tiny,
+    plan,
+)
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+SIZES = {1: (23,), 2: (13, 10), 3: (5, 7, 6)}
+LARGER = {1: (30,), 2: (19, 17), 3: (8, 9, 11)}
+SPACINGS = {1: (0.7,), 2: (1.0, 0.6), 3: (1.5, 1.0, 0.8)}
+# Every way from features to pixels: by memberships, and both heads of either kind of network.
+WAYS = [("group", "native"), ("group", "bilinear"), ("group", "fpn"), ("conv", "bilinear"), ("conv", "fpn")]
+
+
+def make(ndim: int = 2, *, seed: int = 0, **options: object) -> GroupingViT:
+    """A network of three small stages in float64, in which nothing is at a special starting value."""
+    torch.manual_seed(seed)
+    settings: dict[str, object] = {
+        "dims": (8, 12, 16),
+        "depths": (1, 1, 1),
+        "num_heads": (2, 2, 2),
+        "stem_stride": 2,
+        "window": 3,
+        "iters": 2,
+        "head_width": 8,
+        "dtype": torch.float64,
+        **options,
+    }
+    model = GroupingViT(ndim, 2, 3, **settings).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "freqs" not in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def image_of(size: tuple[int, ...], *, batch: int = 2, seed: int = 1, channels: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
+
+
+def padded(image: Tensor, larger: tuple[int, ...], fill: float) -> tuple[Tensor, Tensor]:
+    """An image at the start of a larger one, and which pixels of that are its own."""
+    corner = tuple(slice(n) for n in image.shape[2:])
+    wide = image.new_full((*image.shape[:2], *larger), fill)
+    valid = torch.zeros(image.shape[0], *larger, dtype=torch.bool)
+    wide[(..., *corner)], valid[(slice(None), *corner)] = image, True
+    return wide, valid
+
+
+def cut(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    return image[(..., *(slice(n) for n in size))]
+
+
+def rows_of(features: Tensor, many: tuple[int, ...], few: tuple[int, ...]) -> Tensor:
+    """Rows of a grid -> of the grid at its start."""
+    return features.unflatten(1, many)[(slice(None), *(slice(n) for n in few))].flatten(1, len(few))
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(("downsample", "head"), WAYS)
+def test_shapes_and_grids_for_odd_sizes(ndim: int, downsample: str, head: str) -> None:
+    size, spacing = SIZES[ndim], SPACINGS[ndim]
+    output = make(ndim, downsample=downsample, head=head)(image_of(size), spacing)
+    assert output.logits.shape == (2, 3, *size)
+    assert output.logits.isfinite().all()
+    shape = tuple(-(-n // 2) for n in size)
+    for i, (features, grid) in enumerate(zip(output.features, output.grids, strict=True)):
+        assert grid.shape == shape
+        assert grid.spacing == pytest.approx([2 ** (i + 1) * d for d in spacing])
+        assert grid.origin == pytest.approx([0.5 * d for d in spacing])
+        assert features.shape == (2, math.prod(shape), (8, 12, 16)[i])
+        shape = tuple(-(-n // 2) for n in shape)
+    assert len(output.assignments) == (2 if downsample == "group" else 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 9), (3, 2)])
+@pytest.mark.parametrize(("downsample", "head"), WAYS)
+def test_the_smallest_images(size: tuple[int, int], downsample: str, head: str) -> None:
+    output = make(downsample=downsample, head=head, stem_stride=4)(image_of(size))
+    assert output.logits.shape == (2, 3, *size)
+    assert output.logits.isfinite().all()
+
+
+def gradients(model: GroupingViT, logits: Tensor) -> dict[str, Tensor]:
+    """Of a sum of the logits in which no two classes or columns count alike."""
+    model.zero_grad()
+    weights = torch.linspace(-1, 2, logits[0].numel(), dtype=logits.dtype).reshape(logits.shape[1:])
+    (weights * logits).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("fill", [0.0, 37.0, math.nan])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(("downsample", "head"), WAYS)
+def test_padding_to_any_larger_size_changes_nothing(ndim: int, downsample: str, head: str, fill: float) -> None:
+    model = make(ndim, downsample=downsample, head=head, stem_stride=3, temperature="learned")
+    size, image = SIZES[ndim], image_of(SIZES[ndim])
+    alone = model(image, SPACINGS[ndim])
+    want = gradients(model, alone.logits)
+    wide, valid = padded(image, LARGER[ndim], fill)
+    together = model(wide, SPACINGS[ndim], valid)
+    assert_near(cut(together.logits, size), alone.logits, 1e-10)
+    assert not together.logits.masked_select(~valid.unsqueeze(1)).any()
+    for got, features, many, few in zip(together.features, alone.features, together.grids, alone.grids, strict=True):
+        assert_near(rows_of(got, many.shape, few.shape), features, 1e-10)
+        assert_near(got.abs().sum(), rows_of(got, many.shape, few.shape).abs().sum(), 1e-10)
+    for name, gradient in gradients(model, cut(together.logits, size)).items():
+        assert_near(gradient, want[name], 1e-8, name)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(("downsample", "head"), [WAYS[0], WAYS[2], WAYS[3]])
+def test_a_batch_of_different_sizes_is_the_samples_one_by_one(ndim: int, downsample: str, head: str) -> None:
+    model = make(ndim, downsample=downsample, head=head)
+    sizes = [SIZES[ndim], LARGER[ndim], tuple(n // 2 for n in LARGER[ndim])]
+    spacing = torch.rand(3, ndim, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 0.5
+    images = [image_of(size, batch=1, seed=i) for i, size in enumerate(sizes)]
+    wide, valid = (torch.cat(x) for x in zip(*(padded(x, LARGER[ndim], math.nan) for x in images), strict=True))
+    together = model(wide, spacing, valid)
+    for i, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        assert_near(cut(together.logits[i : i + 1], size), model(image, spacing[i]).logits, 1e-10)
+        assert_near(cut(together.logits[i : i + 1], size), model(image, spacing[i].tolist()).logits, 1e-10)
+
+
+def test_a_masked_region_is_seen_by_nobody() -> None:
+    model, image = make(), image_of((12, 14))
+    valid = torch.rand(2, 12, 14, generator=torch.Generator().manual_seed(0)) > 0.4
+    valid[:, 3:9, 2:10] = False
+    want = model(image, valid=valid).logits
+    other = torch.where(valid.unsqueeze(1), image, torch.full_like(image, math.inf))
+    assert torch.equal(model(other, valid=valid).logits, want)
+    assert not want.masked_select(~valid.unsqueeze(1)).any()
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_spacing_and_grid_refined_together_change_nothing(ndim: int) -> None:
+    """With a stem that sees the same area, tokens are the same; pixels differ by where they lie between tokens."""
+    coarse = make(ndim)
+    state = coarse.state_dict()
+    weight = state["stem.proj.weight"]
+    for axis in range(2, weight.ndim):
+        weight = weight.repeat_interleave(2, axis) / 2
+    # Positions are scaled on the spacing of the pixels, so that of the fine network is half.
+    fine = make(ndim, stem_stride=4, spacing=0.5)
+    fine.load_state_dict({**state, "stem.proj.weight": weight})
+    image = image_of(tuple(2 * n for n in SIZES[ndim]))
+    refined = image
+    for axis in range(2, image.ndim):
+        refined = refined.repeat_interleave(2, axis)
+    one, other = coarse(image, SPACINGS[ndim]), fine(refined, [d / 2 for d in SPACINGS[ndim]])
+    for features, same in zip(one.features, other.features, strict=True):
+        assert_near(same, features, 1e-10)
+    for mine, theirs in zip(one.assignments, other.assignments, strict=True):
+        assert torch.equal(mine.labels(), theirs.labels())
+    # Half a step between tokens apart at most, where logits change linearly.
+    averaged = other.logits
+    for axis in range(2, image.ndim):
+        averaged = averaged.unflatten(axis, (-1, 2)).mean(axis + 1)
+    steps = max(one.logits.diff(dim=axis).abs().max().item() for axis in range(2, image.ndim))
+    assert (averaged - one.logits).abs().max().item() <= 0.5 * ndim * steps
+
+
+def test_units_change_nothing_and_spacing_does() -> None:
+    """Millimetres or micrometres, as long as pixels are said in the units of the network."""
+    image = image_of((12, 10))
+    millimetres, micrometres = make(spacing=(1.0, 2.0)), make(spacing=(1000.0, 2000.0))
+    want = millimetres(image, (1.0, 2.0)).logits
+    assert_near(micrometres(image, (1000.0, 2000.0)).logits, want, 1e-10)
+    assert_near(millimetres(image).logits, want, 1e-12)
+    assert (millimetres(image, (1.0, 1.5)).logits - want).abs().max() > 1e-3 * want.abs().max()
+    reference = make(spacing=(7.0, 9.0), reference_spacing=(1.0, 2.0))
+    assert_near(reference(image, (1.0, 2.0)).logits, want, 1e-12)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("grouping", [None, ("dense", "sparse")])
+def test_pixels_are_convex_combinations_of_groups(ndim: int, grouping: tuple[str, ...] | None) -> None:
+    model = make(ndim, grouping=grouping)
+    output = model(image_of(SIZES[ndim]), SPACINGS[ndim])
+    ones = torch.ones(1, 1, dtype=torch.float64)
+    for assignment in output.assignments:
+        total = assignment.matrix().sum(-1)
+        assert_near(total, ones.expand_as(total), 1e-12)
+    logits = model.head.mlp(output.features[-1])
+    for bound, sign in ((logits.amax(1), 1), (logits.amin(1), -1)):
+        assert (sign * (bound - output.logits.flatten(2).transpose(1, 2).movedim(1, 0)) > -1e-12).all()
+    # Where pixels are tokens, they are the chain's very own.
+    model = make(ndim, grouping=grouping, stem_stride=1)
+    output = model(image_of(SIZES[ndim]), SPACINGS[ndim])
+    carried = compose(output.assignments).upsample(model.head.mlp(output.features[-1]))
+    assert_near(output.logits.flatten(2).transpose(1, 2), carried, 1e-12)
+
+
+@pytest.mark.parametrize("head", ["bilinear", "fpn"])
+def test_uniform_logits_stay_uniform(head: str) -> None:
+    """Interpolation makes nothing up: the same everywhere stays the same up to the last, partial patch."""
+    model = make(downsample="conv", head=head)
+    last = model.head.mlp.fc2 if head == "bilinear" else model.head.classify
+    with torch.no_grad():
+        last.weight.zero_()
+    wide, valid = padded(image_of((13, 10)), (19, 17), math.nan)
+    logits = cut(model(wide, valid=valid).logits, (13, 10))
+    assert_near(logits, last.bias.reshape(1, -1, 1, 1).expand_as(logits), 1e-12)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(("downsample", "head"), WAYS)
+def test_every_parameter_has_a_gradient(ndim: int, downsample: str, head: str) -> None:
+    model = make(ndim, downsample=downsample, head=head, temperature="learned").train()
+    model(image_of(LARGER[ndim])).logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"), [(grouping_vit_tiny, 29.1), (grouping_vit_base, 95.8), (grouping_vit_large, 215.4)]
+)
+def test_presets_have_the_published_number_of_parameters(preset, millions: float) -> None:
+    model = preset(device="meta")
+    count = sum(p.numel() for name, p in model.named_parameters() if "head" not in name)
+    assert count / 1e6 == pytest.approx(millions, rel=0.02)
+    assert all(("head" in name) == name.startswith("head.") for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_nano_is_small(ndim: int) -> None:
+    count = sum(p.numel() for p in grouping_vit_nano(ndim, 1, 4, device="meta").parameters())
+    assert 0.2e6 < count < 0.6e6
+
+
+def test_keywords_win_over_presets() -> None:
+    model = grouping_vit_nano(2, 1, 4, depths=(1, 1, 1), downsample="conv", head="fpn", head_width=16)
+    assert model.depths == (1, 1, 1)
+    assert model(torch.randn(1, 1, 20, 17)).logits.shape == (1, 4, 20, 17)
+
+
+def test_plan_of_isotropic_voxels() -> None:
+    assert plan(1.0, (64, 64), 3) == (((2, 2),) * 3, ((3, 3),) * 3)
+    assert plan((1.0, 1.5), (64, 64), 2).strides == ((2, 2), (2, 2))
+    assert plan(0.3, 64, 1) == (((2,),), ((3,),))
+
+
+def test_plan_lets_coarse_axes_wait() -> None:
+    strides, kernels = plan((5.0, 0.5, 0.5), (30, 256, 256), 5)
+    assert strides == ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert kernels == ((1, 3, 3), (1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
+    # A single slice has no spacing that others could wait for, and nothing to coarsen.
+    assert plan((0.1, 1.0, 1.0), (1, 64, 64), 2).strides == ((1, 2, 2), (1, 2, 2))
+    assert plan(1.0, (2, 64), 2).strides == ((2, 2), (1, 2))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.9, 2.0, 3.0, 10.0])
+def test_planned_voxels_become_isotropic(ratio: float) -> None:
+    spacing = [ratio, 1.0]
+    for stride in plan(spacing, (1024, 1024), 6).strides:
+        before = max(spacing) / min(spacing)
+        spacing = [d * s for d, s in zip(spacing, stride, strict=True)]
+        assert max(spacing) / min(spacing) <= max(before, 2.0)
+    assert max(spacing) / min(spacing) < 2.0
+
+
+def test_a_planned_network_runs() -> None:
+    steps = plan((5.0, 0.5, 0.5), (6, 20, 20), 3).with_stem(1)
+    assert steps == ((1, 2, 2), ((1, 2, 2), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)))
+    model = make(3, spacing=(5.0, 0.5, 0.5), **steps._asdict())
+    image = image_of((3, 11, 9))
+    output = model(image)
+    assert [grid.shape for grid in output.grids] == [(3, 6, 5), (3, 3, 3), (3, 2, 2)]
+    wide, valid = padded(image, (5, 14, 18), math.nan)
+    assert_near(cut(model(wide, valid=valid).logits, (3, 11, 9)), output.logits, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dims": (8,)}, ValueError, "dims must be one int per stage, two stages or more; got"),
+        ({"dims": 8}, TypeError, "dims must be one int per stage, two stages or more; got 8"),
+        ({"depths": (1, 1)}, ValueError, "depths must be 3 ints, one per stage; got"),
+        ({"depths": (1, 0, 1)}, ValueError, "depths.1. must be at least 1; got 0"),
+        ({"num_heads": (2, 2, 3)}, ValueError, "dim must be divisible by num_heads; got"),
+        ({"num_heads": (2, 2, 16)}, ValueError, "even"),
+        ({"stem_stride": 0}, ValueError, "stem_stride must be at least 1; got 0|stem_stride.* must be at least 1"),
+        ({"strides": 3}, ValueError, "strides.0..0. must be one of 1, 2; got 3"),
+        ({"strides": (2, 2, 2)}, ValueError, "strides must be an int or 2 entries, one per grouping; got"),
+        ({"strides": "2"}, ValueError, "strides must be an int or 2 entries"),
+        ({"strides": 2.0}, TypeError, "strides must be an int or 2 entries, one per grouping; got 2.0 of type float"),
+        ({"kernels": 2}, ValueError, "kernels.0. must be odd on every axis; got"),
+        ({"window": 4}, ValueError, "window must be odd on every axis; got"),
+        ({"grouping_window": 2}, ValueError, "grouping_window must be odd on every axis; got"),
+        ({"grouping": "sparse"}, ValueError, "grouping must be None or 2 names, one per grouping; got 'sparse'"),
+        ({"grouping": ("sparse", "full")}, ValueError, "grouping.1. must be one of 'sparse', 'dense'; got 'full'"),
+        ({"downsample": "pool"}, ValueError, "downsample must be one of 'group', 'conv'; got 'pool'"),
+        ({"head": "unet"}, ValueError, "head must be one of 'native', 'bilinear', 'fpn'; got 'unet'"),
+        ({"head": "native", "downsample": "conv"}, ValueError, 'head must be "bilinear" or "fpn" where downsample'),
+        ({"head_width": 0}, ValueError, "head_width must be at least 1; got 0"),
+        ({"drop_path": 1.0}, ValueError, r"drop_path must be in \[0, 1\); got 1.0"),
+        ({"spacing": torch.ones(2)}, TypeError, "spacing must be a number or one number per axis; got a tensor"),
+        ({"spacing": 0.0}, ValueError, "spacing.* must be greater than 0; got 0"),
+        ({"compactness": -1.0}, ValueError, "compactness must be greater than 0; got -1"),
+        ({"windows": 7}, TypeError, r"GroupingViT\(\) got an unexpected keyword argument 'windows'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_options_are_refused(changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize(("position", "value"), [(0, 4), (1, 0), (2, 0)])
+def test_wrong_sizes_of_the_problem_are_refused(position: int, value: int) -> None:
+    arguments = [2, 1, 3]
+    arguments[position] = value
+    with pytest.raises(ValueError, match=f"must be .*; got {value}"):
+        grouping_vit_nano(*arguments, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(1, 2, 8),), ValueError, "image must .*B, C=2, height, width.*; got"),
+        ((torch.zeros(1, 3, 8, 8),), ValueError, "image must .*C=2.*; got"),
+        ((torch.zeros(1, 2, 8, 8, dtype=torch.uint8),), TypeError, "image must be float64, .*; got torch.uint8"),
+        (("image",), TypeError, "image must be a torch.Tensor; got str"),
+        ((torch.zeros(1, 2, 8, 8), (1.0, 0.0)), ValueError, "spacing.1. must be greater than 0; got 0"),
+        ((torch.zeros(1, 2, 8, 8), (1.0, 1.0, 1.0)), ValueError, "spacing must have one value for each of the 2 axes"),
+        ((torch.zeros(1, 2, 8, 8), torch.ones(3, 2)), ValueError, "spacing must have the batch size 1 .*; got 3"),
+        ((torch.zeros(1, 2, 8, 8), None, torch.ones(1, 8, 8)), TypeError, "valid must be boolean; got torch.float32"),
+        (
+            (torch.zeros(1, 2, 8, 8), None, torch.ones(1, 64, dtype=torch.bool)),
+            ValueError,
+            r"valid must have shape \(1, 8, 8\) \(B, \*size\); got \(1, 64\)",
+        ),
+    ],
+)
+def test_wrong_images_are_refused(arguments: tuple, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()(*arguments)
+
+
+@pytest.mark.parametrize("levels", [-1, 2, 1.0])
+def test_wrong_plans_are_refused(levels: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"levels must be .*; got"):
+        plan(1.0, (8, 8), 2).with_stem(levels)
+    for arguments in ((0.0, (8, 8), 1), (1.0, (8, 0), 1), ((1.0,), (8, 8), 1), (1.0, (8, 8), 0)):
+        with pytest.raises(ValueError, match=r"must .*; got"):
+            plan(*arguments)
+
+
+def test_the_output_is_a_dataclass_a_mapping_and_a_pytree() -> None:
+    output = make()(image_of((13, 10)), torch.ones(2, 2, dtype=torch.float64))
+    assert list(output) == ["logits", "features", "assignments", "grids"]
+    assert output["logits"] is output.logits
+    assert SegmentationOutput({**output}).grids is output.grids
+    with pytest.raises(TypeError, match="must have the keys"):
+        SegmentationOutput({"logits": output.logits})
+    doubled = pytree.tree_map_only(Tensor, lambda x: 2 * x if x.is_floating_point() else x, output)
+    assert torch.equal(doubled.logits, 2 * output.logits)
+    assert torch.equal(doubled.grids[1].spacing, 2 * output.grids[1].spacing)
+    assert all(isinstance(assignment, Assignment) for assignment in doubled.assignments)
+    assert not output.detach().features[0].requires_grad
+    saved = io.BytesIO()
+    torch.save(output.detach(), saved)
+    saved.seek(0)
+    loaded = torch.load(saved)
+    assert isinstance(loaded, SegmentationOutput)
+    assert loaded.grids == output.grids
+
+
+def test_a_state_dict_makes_the_same_network() -> None:
+    model, other, image = make(seed=0), make(seed=1), image_of((9, 11))
+    assert not torch.equal(model(image).logits, other(image).logits)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(image).logits, other(image).logits)
+    narrow = make(dtype=torch.float32)
+    assert {p.dtype for p in narrow.parameters()} == {torch.float32}
+
+
+def test_stochastic_depth_rises_and_rests_in_evaluation() -> None:
+    model = make(depths=(1, 2, 1), drop_path=0.3)
+    rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    image = image_of((9, 11))
+    assert torch.equal(model(image).logits, model(image).logits)
+    torch.manual_seed(0)
+    runs = [model.train()(image).logits for _ in range(4)]
+    assert any(not torch.equal(one, other) for one, other in itertools.pairwise(runs))
+
+
+def test_the_twin_differs_in_nothing_but_what_stands_between_stages() -> None:
+    names = [
+        {name for name, _ in make(downsample=way, head="bilinear").named_parameters() if "downsamples" not in name}
+        for way in ("group", "conv")
+    ]
+    assert names[0] == names[1]
