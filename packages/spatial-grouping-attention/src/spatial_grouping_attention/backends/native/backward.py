@@ -1,7 +1,7 @@
 """Backward passes, in the terms of :mod:`.forward`; g is the gradient of the result.
 
     pool    dT_ij = D_ij (g_j . v_i - g_j . out_j + dM_j)      dl_i += -sum_j dT_ij      ds_ij = dT_ij + dl_i A_ij
-    assign  ds_ij = A_ij (g_i . u_j - g_i . out_i + dl_i)
+    assign  ds_ij = A_ij (g_i . u_j - sum_j' A_ij' g_i . u_j' + dl_i)
 
 with D = A divided by its column sums, and dl_i entering ds only where l is these logits' own normaliser. What belongs
 to tokens is written by the item that owns their cell; what belongs to groups is summed over the cells that see them.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from .bundles import Call, Floats, Room, Rows, Work
 from .cells import (
     expect,
+    expect_next,
     fetch,
     groups_of,
     kept_rows,
@@ -30,7 +31,7 @@ from .cells import (
 from .exponential import exp
 from .jit import helper, kernel
 from .simd import add, fma, get, given, lanes, load, mul, number, put, splat, store, sub, total
-from .softmax import exponentials, logits, noted, squares
+from .softmax import logits, noted, squares
 from .structures import nth
 from .vectors import collected, dot, filled, products, scaled, spread
 
@@ -51,7 +52,6 @@ class OfPairs(NamedTuple):
 class AssignBackward(NamedTuple):
     """What :func:`assign_backward` reads and fills."""
 
-    out: Rows
     lse: Floats
     grad: Rows
     grad_lse: Floats
@@ -96,6 +96,7 @@ def _write(room: Room, to: Rows, work: Work, begin: int, n: int, factor: Any) ->
     start = start_of(to, work)
     for t in range(n):
         place = start + get(room.tokens, begin + t) * to.row
+        expect_next(to, work, place)
         scaled(room.out, t * room.widest, to.channels, factor, to.data, place)
 
 
@@ -107,7 +108,7 @@ def _add_pairs(x: Call, work: Work, room: Room, pairs: OfPairs, begin: int, n: i
         t0, t1, t2 = x.geometry.table_radius
         size = (2 * t0 + 1) * (2 * t1 + 1) * (2 * t2 + 1)
         for g in range(seen):
-            place = block * size + get(room.entry, g) - work.head * size
+            place = block * size + get(room.entry, g)
             summed = get(pairs.bias, place)
             for t in range(n):
                 summed += get(room.second, t * room.slots + get(room.slot, g))
@@ -133,6 +134,30 @@ def _finish(
 
 
 @helper
+def _assign_logits(room: Room, n: int, lse: Floats, grad_lse: Floats, first: int, begin: int) -> None:
+    """Memberships of tokens into ``first``, gradients of their logits into ``second``.
+
+    A token's result is the average by its memberships, so ``g_i . out_i`` is that of ``g_i . u_j``. Step by step for
+    all tokens, as in :func:`.softmax.memberships`.
+    """
+    slots, step = room.slots, lanes(room.first)
+    for t in range(n):
+        shift, sums = splat(get(lse, first + get(room.tokens, begin + t))), splat(number(room.first, 0))
+        for s in range(t * slots, (t + 1) * slots, step):
+            membership = exp(sub(load(room.first, s), shift))
+            sums = fma(membership, load(room.second, s), sums)
+            store(room.first, s, membership)
+        store(room.of_tokens, t * step, sums)
+    for t in range(n):
+        delta = total(load(room.of_tokens, t * step))
+        if given(grad_lse):
+            delta -= get(grad_lse, first + get(room.tokens, begin + t))
+        deltas = splat(delta)
+        for s in range(t * slots, (t + 1) * slots, step):
+            store(room.second, s, mul(load(room.first, s), sub(load(room.second, s), deltas)))
+
+
+@helper
 def _assign_tokens(
     x: Call,
     u: Rows,
@@ -145,22 +170,12 @@ def _assign_tokens(
     seen: int,
     members: int,
 ) -> None:
-    slots, step = room.slots, lanes(room.first)
+    slots = room.slots
     fetch(x.k, work, room, begin, n, 0)
     logits(x, work.head, room, begin, n)
     fetch(to.grad, work, room, begin, n, 1)
     products(n, to.grad.data, room.starts, 4, u.channels, room.more_columns, slots, room.second)
-    first = work.pair * tokens_of(x.geometry)
-    outs = start_of(to.out, work)
-    for t in range(n):
-        token = get(room.tokens, begin + t)
-        exponentials(room, t, get(to.lse, first + token))
-        delta = dot(to.grad.data, get(room.starts, 4 + t), to.out.data, outs + token * to.out.row, u.channels)
-        if given(to.grad_lse):
-            delta -= get(to.grad_lse, first + token)
-        deltas = splat(delta)
-        for s in range(t * slots, (t + 1) * slots, step):
-            store(room.second, s, mul(load(room.first, s), sub(load(room.second, s), deltas)))
+    _assign_logits(room, n, to.lse, to.grad_lse, work.pair * tokens_of(x.geometry), begin)
     if work.first <= cell < work.last:
         rows = rows_of_window(x.q, work, room, room.rows, seen)
         keys = padded(x.q.channels, rows)
@@ -187,7 +202,7 @@ def _finish_assign(x: Call, u: Rows, work: Work, room: Room, to: AssignBackward,
 @helper
 def _await_assigned(work: Work, to: AssignBackward, token: int) -> None:
     expect(to.grad, work, token)
-    expect(to.out, work, token)
+    expect(to.dk, work, token)
 
 
 _walk_assign = walk(_assign_tokens, _finish_assign, _await_assigned)
@@ -217,22 +232,29 @@ def deltas(work: Work, x: Call, grad: Rows, to: Deltas) -> int:
 
 @helper
 def _look_at_groups(x: Call, work: Work, room: Room, to: PoolBackward, seen: int) -> None:
-    """Masses and deltas of the groups that a cell sees."""
-    filled(room.of_groups, 0, 2 * room.slots, 0)
+    """Logarithms of masses, deltas and masses of the groups that a cell sees."""
+    slots = room.slots
+    filled(room.of_groups, 0, 3 * slots, 0)
     first = work.pair * groups_of(x.geometry)
     for g in range(seen):
         slot, group = get(room.slot, g), first + get(room.group, g)
         log_mass = get(to.log_mass, group)
-        # An empty group has no members to send anything to.
-        put(room.of_groups, slot, log_mass if log_mass != -math.inf else number(room.of_groups, math.inf))
-        put(room.of_groups, room.slots + slot, get(to.delta, group))
+        put(room.of_groups, slot, log_mass)
+        put(room.of_groups, slots + slot, get(to.delta, group))
+    for s in range(0, slots, lanes(room.of_groups)):
+        store(room.of_groups, 2 * slots + s, exp(load(room.of_groups, s)))
+    for g in range(seen):
+        slot = get(room.slot, g)
+        if get(room.of_groups, slot) == -math.inf:  # an empty group has no members to send anything to
+            put(room.of_groups, slot, math.inf)
 
 
 @helper
 def _pool_logits(room: Room, n: int, lse: Floats, grad_lse: Floats, first: int, begin: int, own: bool) -> None:
     """Gradients of tokens' logits into ``second``, their shares of averages into ``third``; notes dlse.
 
-    Step by step for all tokens, as in :func:`.softmax.memberships`.
+    A membership is a share times the group's mass: one exponential gives both. Step by step for all tokens, as in
+    :func:`.softmax.memberships`.
     """
     slots, step = room.slots, lanes(room.first)
     numbers = 4 * step
@@ -240,11 +262,9 @@ def _pool_logits(room: Room, n: int, lse: Floats, grad_lse: Floats, first: int, 
         shift, sums = splat(get(lse, first + get(room.tokens, begin + t))), splat(number(room.first, 0))
         for s in range(0, slots, step):
             place = t * slots + s
-            logarithm = sub(load(room.first, place), shift)
-            share = exp(sub(logarithm, load(room.of_groups, s)))
+            share = exp(sub(sub(load(room.first, place), shift), load(room.of_groups, s)))
             gradient = mul(share, sub(load(room.second, place), load(room.of_groups, slots + s)))
             sums = add(sums, gradient)
-            store(room.first, place, logarithm)
             store(room.second, place, gradient)
             store(room.third, place, share)
         store(room.of_tokens, t * step, sums)
@@ -255,8 +275,10 @@ def _pool_logits(room: Room, n: int, lse: Floats, grad_lse: Floats, first: int, 
     if own:
         for t in range(n):
             factor = splat(get(room.of_tokens, numbers + t))
-            for s in range(t * slots, (t + 1) * slots, step):
-                store(room.second, s, fma(factor, exp(load(room.first, s)), load(room.second, s)))
+            for s in range(0, slots, step):
+                place = t * slots + s
+                membership = mul(load(room.third, place), load(room.of_groups, 2 * slots + s))
+                store(room.second, place, fma(factor, membership, load(room.second, place)))
 
 
 @helper
@@ -311,6 +333,8 @@ def _finish_pool(x: Call, grad: Rows, work: Work, room: Room, to: PoolBackward, 
 @helper
 def _await_pooled(work: Work, to: PoolBackward, token: int) -> None:
     expect(to.values, work, token)
+    expect(to.dk, work, token)
+    expect(to.dv, work, token)
 
 
 _walk_pool = walk(_pool_tokens, _finish_pool, _await_pooled)

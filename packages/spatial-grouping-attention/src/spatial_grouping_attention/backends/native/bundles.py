@@ -89,7 +89,10 @@ class Work(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What an item of work needs besides: numbers of the cell at hand. S slots of a window, padded to whole vectors."""
+    """What an item of work needs besides: numbers of the cell at hand. S slots of a window, padded to whole vectors.
+
+    Heads share all but ``columns`` and what follows.
+    """
 
     slots: int
     """S."""
@@ -97,13 +100,6 @@ class Room(NamedTuple):
     """Of any cell."""
     widest: int
     """Channels of any operand, padded."""
-    columns: Floats
-    """Queries of the window, (D, S): column by column the groups of the window."""
-    more_columns: Floats
-    """The same of a second operand of groups."""
-    rows: Floats
-    """Queries of the window (S, D padded), where they cannot be used where they lie."""
-    more_rows: Floats
     base: Floats
     """Bias of every slot, -inf where nothing is seen, (S,)."""
     offsets: Floats
@@ -115,7 +111,7 @@ class Room(NamedTuple):
     of_tokens: Floats
     """A vector and a number of each of four tokens, (5, lanes)."""
     of_groups: Floats
-    """Two numbers of the group in every slot, (2, S)."""
+    """Three numbers of the group in every slot, (3, S)."""
     tokens: Integers
     """The cell's tokens."""
     places: Floats
@@ -123,7 +119,7 @@ class Room(NamedTuple):
     slot: Integers
     """Of every group that is seen: its slot,"""
     entry: Integers
-    """the entry of the bias table,"""
+    """the entry of a head's bias table,"""
     group: Integers
     """its index in the grid,"""
     member_slot: Integers
@@ -140,6 +136,13 @@ class Room(NamedTuple):
     """and where as whole vectors."""
     out: Floats
     """Results of four tokens, padded likewise."""
+    columns: Floats
+    """Queries of the window, (D, S): column by column the groups of the window."""
+    more_columns: Floats
+    """The same of a second operand of groups."""
+    rows: Floats
+    """Queries of the window (S, D padded), where they cannot be used where they lie."""
+    more_rows: Floats
     sums: Floats
     """Sums of groups, (rows, channels padded), of the groups that the cells at hand see."""
     masses: Floats

@@ -91,9 +91,18 @@ def kept_rows(geometry: Geometry) -> int:
 
 
 @helper
-def entered(source: Rows, start: int, group: int, slot: int, slots: int, columns: Any, rows: Any) -> None:
+def expect_next(rows: Rows, work: Work, place: int) -> None:
+    """Ask for the row of the head that is next: items with several heads go through all of them at every cell."""
+    if work.heads > 1:
+        for c in range(0, rows.channels, lanes(rows.data)):
+            prefetch(rows.data, place + rows.head + c)
+
+
+@helper
+def entered(source: Rows, work: Work, group: int, slot: int, slots: int, columns: Any, rows: Any) -> None:
     """Put a group's row into its slot, as a column, and as a row where there is room for it."""
-    place = start + group * source.row
+    place = start_of(source, work) + group * source.row
+    expect_next(source, work, place)
     if given(columns):
         for c in range(source.channels):
             put(columns, c * slots + slot, get(source.data, place + c))
@@ -121,10 +130,9 @@ def enter(x: Call, more: Rows, work: Work, room: Room, c0: int, c1: int, phase: 
             group = (j0 * geometry.groups[1] + j1) * geometry.groups[2] + j2
             there = lo0 <= e0 < hi0 and lo1 <= e1 < hi1 and 0 <= j2 < geometry.groups[2]
             if there and is_valid_group(x, work, group):
-                entered(x.q, start_of(x.q, work), group, slot, room.slots, room.columns, room.rows)
+                entered(x.q, work, group, slot, room.slots, room.columns, room.rows)
                 if given(room.more_columns) or given(room.more_rows):
-                    start = start_of(more, work)
-                    entered(more, start, group, slot, room.slots, room.more_columns, room.more_rows)
+                    entered(more, work, group, slot, room.slots, room.more_columns, room.more_rows)
             else:
                 for c in range(x.q.channels):
                     put(room.columns, c * room.slots + slot, 0)
@@ -161,36 +169,37 @@ def expect_groups(x: Call, more: Rows, work: Work, room: Room, c0: int, c1: int,
 
 @helper
 def look(x: Call, work: Work, room: Room, c0: int, c1: int, c2: int) -> tuple[int, int]:
-    """The groups that a cell sees: how many, and how many of them the item works for."""
+    """The groups that a cell sees, of any head: how many, and how many of them the item works for."""
     geometry = x.geometry
     _, g1, g2 = geometry.groups
     w1, w2 = width(geometry, 1), width(geometry, 2)
     t0, t1, t2 = geometry.table_radius
     kept = kept_rows(geometry)
-    ring = c2 // geometry.dilation[2] + w2 - geometry.radius[2]
+    ring = (c2 // geometry.dilation[2] + w2 - geometry.radius[2]) % w2
     lo0, hi0 = window(geometry, 0, c0)
     lo1, hi1 = window(geometry, 1, c1)
     lo2, hi2 = window(geometry, 2, c2)
-    table = work.head * (2 * t0 + 1) * (2 * t1 + 1) * (2 * t2 + 1)
     filled(room.base, 0, room.slots, -np.inf)
     seen, members = 0, 0
     for e0 in range(lo0, hi0):
         r0 = e0 - geometry.radius[0]
         j0 = c0 + geometry.dilation[0] * r0
         is_member = work.first <= j0 < work.last
+        kept_row = j0 % kept
         for e1 in range(lo1, hi1):
             r1 = e1 - geometry.radius[1]
             j1 = c1 + geometry.dilation[1] * r1
-            entries = table + ((r0 + t0) * (2 * t1 + 1) + r1 + t1) * (2 * t2 + 1) + t2
+            entries = ((r0 + t0) * (2 * t1 + 1) + r1 + t1) * (2 * t2 + 1) + t2
             group = (j0 * g1 + j1) * g2 + c2
-            row = (j0 % kept * g1 + j1) * g2 + c2
+            row = (kept_row * g1 + j1) * g2 + c2
             for e2 in range(lo2, hi2):
                 r2 = e2 - geometry.radius[2]
                 shift = geometry.dilation[2] * r2
                 if not is_valid_group(x, work, group + shift):
                     continue
-                slot = (e0 * w1 + e1) * w2 + (ring + e2) % w2
-                put(room.base, slot, get(x.bias, entries + r2) if given(x.bias) else number(room.base, 0))
+                place = ring + e2
+                slot = (e0 * w1 + e1) * w2 + (place - w2 if place >= w2 else place)
+                put(room.base, slot, 0)
                 put(room.slot, seen, slot)
                 put(room.entry, seen, entries + r2)
                 put(room.group, seen, group + shift)
@@ -204,6 +213,15 @@ def look(x: Call, work: Work, room: Room, c0: int, c1: int, c2: int) -> tuple[in
                     put(room.offsets, room.slots + slot, geometry.dilation[1] * r1)
                     put(room.offsets, 2 * room.slots + slot, shift)
     return seen, members
+
+
+@helper
+def take_bias(x: Call, work: Work, room: Room, seen: int) -> None:
+    """The bias of the groups that a cell sees, for one head."""
+    t0, t1, t2 = x.geometry.table_radius
+    table = work.head * (2 * t0 + 1) * (2 * t1 + 1) * (2 * t2 + 1)
+    for g in range(seen):
+        put(room.base, get(room.slot, g), get(x.bias, table + get(room.entry, g)))
 
 
 @helper
@@ -273,25 +291,33 @@ def walk(
                     await_token(work, passed, token)
 
     @helper
+    def visit_cell(
+        x: Call, more: Rows, work: Work, room: Room, passed: Any, c0: int, count: int, seen: int, members: int
+    ) -> None:
+        if given(x.bias):
+            take_bias(x, work, room, seen)
+        for begin in range(0, count, 4):
+            process(x, more, work, room, passed, c0, begin, min(4, count - begin), seen, members)
+
+    @helper
     def visit_row(x: Call, more: Rows, work: Work, room: Room, passed: Any, c0: int, c1: int) -> None:
         g2, radius, dilation = x.geometry.groups[2], x.geometry.radius[2], x.geometry.dilation[2]
         for phase in range(min(dilation, g2)):
-            for step in range(-radius, radius):
-                enter(x, more, work, room, c0, c1, phase, step)
+            for head in range(work.heads):
+                for step in range(-radius, radius):
+                    enter(x, more, nth(work, head), nth(room, head), c0, c1, phase, step)
             for step in range((g2 - phase + dilation - 1) // dilation):
-                enter(x, more, work, room, c0, c1, phase, step + radius)
                 c2 = phase + dilation * step
-                await_tokens(x, work, passed, c0, c1, c2 + dilation * CELLS_AHEAD)
-                expect_groups(x, more, work, room, c0, c1, c2 + dilation * (radius + CELLS_AHEAD))
                 count = list_tokens(x, work, room, c0, c1, c2)
-                if count == 0:
-                    continue
                 seen, members = look(x, work, room, c0, c1, c2)
-                if seen == 0:
-                    continue
-                for begin in range(0, count, 4):
-                    n = min(4, count - begin)
-                    process(x, more, work, room, passed, c0, begin, n, seen, members)
+                for head in range(work.heads):
+                    one, its = nth(work, head), nth(room, head)
+                    enter(x, more, one, its, c0, c1, phase, step + radius)
+                    if head == work.heads - 1:
+                        await_tokens(x, work, passed, c0, c1, c2 + dilation * CELLS_AHEAD)
+                        expect_groups(x, more, work, room, c0, c1, c2 + dilation * (radius + CELLS_AHEAD))
+                    if seen > 0:
+                        visit_cell(x, more, one, its, passed, c0, count, seen, members)
 
     @helper
     def visit(x: Call, more: Rows, work: Work, room: Room, passed: Any) -> None:
@@ -301,8 +327,7 @@ def walk(
         row, last = work.first, min(g0, work.last + reach)
         for c0 in range(max(0, work.first - reach), last):
             for c1 in range(g1):
-                for head in range(work.heads):
-                    visit_row(x, more, nth(work, head), nth(room, head), passed, c0, c1)
+                visit_row(x, more, work, room, passed, c0, c1)
             while row < work.last and (row + reach <= c0 or c0 == last - 1):
                 for head in range(work.heads):
                     finish(x, more, nth(work, head), nth(room, head), passed, row)
@@ -316,7 +341,9 @@ def fetch(source: Rows, work: Work, room: Room, begin: int, n: int, operand: int
     """Note where the rows of ``n`` tokens start, as operand 0 or 1 of the tokens at hand."""
     start = start_of(source, work)
     for t in range(n):
-        put(room.starts, 4 * operand + t, start + get(room.tokens, begin + t) * source.row)
+        place = start + get(room.tokens, begin + t) * source.row
+        expect_next(source, work, place)
+        put(room.starts, 4 * operand + t, place)
 
 
 @helper

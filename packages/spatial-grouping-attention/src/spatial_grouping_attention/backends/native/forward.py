@@ -15,6 +15,7 @@ from .bundles import Call, Floats, Room, Rows, Work
 from .cells import (
     block,
     expect,
+    expect_next,
     fetch,
     groups_of,
     is_valid_group,
@@ -75,6 +76,7 @@ def _assign_tokens(
     start = start_of(to.out, work)
     for t in range(n):
         place = start + get(room.tokens, begin + t) * to.out.row
+        expect_next(to.out, work, place)
         copied(room.out, t * room.widest, u.channels, to.out.data, place)
 
 

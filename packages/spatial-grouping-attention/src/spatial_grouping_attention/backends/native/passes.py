@@ -138,12 +138,11 @@ def pool(x: Operands, given_lse: Tensor | None) -> Pooled:
 def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
     """See :func:`.native.assign_backward`."""
     this = Pass(x)
-    out, grad_out = this.readable(out), this.readable(grad_out)
+    grad_out = this.readable(grad_out)
     lse, grad_lse = lse.contiguous(), this.numbers(grad_lse)
     dq, dk, du = this.gradient(x.q), this.gradient(x.k), this.gradient(x.values)
     pairs, bias, compactness = this.of_pairs()
     to = backward.AssignBackward(
-        rows_of(out),
         floats(lse),
         rows_of(grad_out),
         floats(grad_lse),

@@ -141,17 +141,13 @@ def _layout(geometry: Geometry, need: Demand, size: int) -> tuple[tuple[int, int
         return slots * padded(channels) if need.rows and channels % lanes else 0
 
     counts = (
-        need.channels * slots,
-        need.more * slots if need.more_columns else 0,
-        copies(need.channels),
-        copies(need.more),
         slots,
         3 * slots,
         4 * slots,
         4 * slots,
         4 * slots,
         5 * lanes,
-        2 * slots,
+        3 * slots,
         tokens,
         3 * tokens,
         *(seen,) * 6,
@@ -159,6 +155,10 @@ def _layout(geometry: Geometry, need: Demand, size: int) -> tuple[tuple[int, int
         8,
         8,
         4 * widest,
+        need.channels * slots,
+        need.more * slots if need.more_columns else 0,
+        copies(need.channels),
+        copies(need.more),
         # One vector at least: by its sums a pass knows that it has some.
         groups * max(lanes, sum(map(padded, need.sums))),
         groups,
@@ -185,21 +185,21 @@ def _largest_block(geometry: Geometry) -> int:
 def make_room(geometry: Geometry, need: Demand, dtype: torch.dtype, heads: int) -> tuple[list[int], Tensor]:
     """The words of a :class:`Room` for every head, and the memory that they name, zeroed, for one thread.
 
-    Heads have sums of their own. The memory must live as long as the call.
+    The memory must live as long as the call.
     """
     sizes, places, end = _layout(geometry, need, dtype.itemsize)
-    of_head = end - places[_SUMS] if need.sums else 0
+    of_head = end - min([place for place in places[_OWN:] if place >= 0], default=end)
     memory = torch.zeros(end + (heads - 1) * of_head + BYTES, dtype=torch.uint8)
     start = -(-memory.data_ptr() // BYTES) * BYTES
-    shared = [*sizes, *[start + place if place >= 0 else 0 for place in places[:_SUMS]]]
+    shared = [*sizes, *[start + place if place >= 0 else 0 for place in places[:_OWN]]]
     words = []
     for head in range(heads):
         own = start + head * of_head
-        words += [*shared, *[own + place if place >= 0 else 0 for place in places[_SUMS:]]]
+        words += [*shared, *[own + place if place >= 0 else 0 for place in places[_OWN:]]]
     return words, memory
 
 
-_SUMS = Room._fields[3:].index("sums")
+_OWN = Room._fields[3:].index("columns")
 """From this part on, there is one for every head."""
 
 
