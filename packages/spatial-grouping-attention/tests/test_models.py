@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from grouping_cases import assert_near
+from model_cases import LARGER, SIZES, SPACINGS, cut, image_of, make, padded
 from spatial_grouping_attention import Assignment, compose
 from spatial_grouping_attention.models import (
     GroupingViT,
@@ -15,56 +16,12 @@ from spatial_grouping_attention.models import (
     grouping_vit_large,
     grouping_vit_nano,
     grouping_vit_tiny,
-    plan,
 )
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-SIZES = {1: (23,), 2: (13, 10), 3: (5, 7, 6)}
-LARGER = {1: (30,), 2: (19, 17), 3: (8, 9, 11)}
-SPACINGS = {1: (0.7,), 2: (1.0, 0.6), 3: (1.5, 1.0, 0.8)}
 # Every way from features to pixels: by memberships, and both heads of either kind of network.
 WAYS = [("group", "native"), ("group", "bilinear"), ("group", "fpn"), ("conv", "bilinear"), ("conv", "fpn")]
-
-
-def make(ndim: int = 2, *, seed: int = 0, **options: object) -> GroupingViT:
-    """A network of three small stages in float64, in which nothing is at a special starting value."""
-    torch.manual_seed(seed)
-    settings: dict[str, object] = {
-        "dims": (8, 12, 16),
-        "depths": (1, 1, 1),
-        "num_heads": (2, 2, 2),
-        "stem_stride": 2,
-        "window": 3,
-        "iters": 2,
-        "head_width": 8,
-        "dtype": torch.float64,
-        **options,
-    }
-    model = GroupingViT(ndim, 2, 3, **settings).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "freqs" not in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def image_of(size: tuple[int, ...], *, batch: int = 2, seed: int = 1, channels: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
-
-
-def padded(image: Tensor, larger: tuple[int, ...], fill: float) -> tuple[Tensor, Tensor]:
-    """An image at the start of a larger one, and which pixels of that are its own."""
-    corner = tuple(slice(n) for n in image.shape[2:])
-    wide = image.new_full((*image.shape[:2], *larger), fill)
-    valid = torch.zeros(image.shape[0], *larger, dtype=torch.bool)
-    wide[(..., *corner)], valid[(slice(None), *corner)] = image, True
-    return wide, valid
-
-
-def cut(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    return image[(..., *(slice(n) for n in size))]
 
 
 def rows_of(features: Tensor, many: tuple[int, ...], few: tuple[int, ...]) -> Tensor:
@@ -252,118 +209,6 @@ def test_keywords_win_over_presets() -> None:
     assert model(torch.randn(1, 1, 20, 17)).logits.shape == (1, 4, 20, 17)
 
 
-def test_plan_of_isotropic_voxels() -> None:
-    assert plan(1.0, (64, 64), 3) == (((2, 2),) * 3, ((3, 3),) * 3)
-    assert plan((1.0, 1.5), (64, 64), 2).strides == ((2, 2), (2, 2))
-    assert plan(0.3, 64, 1) == (((2,),), ((3,),))
-
-
-def test_plan_lets_coarse_axes_wait() -> None:
-    strides, kernels = plan((5.0, 0.5, 0.5), (30, 256, 256), 5)
-    assert strides == ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
-    assert kernels == ((1, 3, 3), (1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
-    # A single slice has no spacing that others could wait for, and nothing to coarsen.
-    assert plan((0.1, 1.0, 1.0), (1, 64, 64), 2).strides == ((1, 2, 2), (1, 2, 2))
-    assert plan(1.0, (2, 64), 2).strides == ((2, 2), (1, 2))
-
-
-@pytest.mark.parametrize("ratio", [1.0, 1.9, 2.0, 3.0, 10.0])
-def test_planned_voxels_become_isotropic(ratio: float) -> None:
-    spacing = [ratio, 1.0]
-    for stride in plan(spacing, (1024, 1024), 6).strides:
-        before = max(spacing) / min(spacing)
-        spacing = [d * s for d, s in zip(spacing, stride, strict=True)]
-        assert max(spacing) / min(spacing) <= max(before, 2.0)
-    assert max(spacing) / min(spacing) < 2.0
-
-
-def test_a_planned_network_runs() -> None:
-    steps = plan((5.0, 0.5, 0.5), (6, 20, 20), 3).with_stem(1)
-    assert steps == ((1, 2, 2), ((1, 2, 2), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)))
-    model = make(3, spacing=(5.0, 0.5, 0.5), **steps._asdict())
-    image = image_of((3, 11, 9))
-    output = model(image)
-    assert [grid.shape for grid in output.grids] == [(3, 6, 5), (3, 3, 3), (3, 2, 2)]
-    wide, valid = padded(image, (5, 14, 18), math.nan)
-    assert_near(cut(model(wide, valid=valid).logits, (3, 11, 9)), output.logits, 1e-10)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"dims": (8,)}, ValueError, "dims must be one int per stage, two stages or more; got"),
-        ({"dims": 8}, TypeError, "dims must be one int per stage, two stages or more; got 8"),
-        ({"depths": (1, 1)}, ValueError, "depths must be 3 ints, one per stage; got"),
-        ({"depths": (1, 0, 1)}, ValueError, "depths.1. must be at least 1; got 0"),
-        ({"num_heads": (2, 2, 3)}, ValueError, "dim must be divisible by num_heads; got"),
-        ({"num_heads": (2, 2, 16)}, ValueError, "even"),
-        ({"stem_stride": 0}, ValueError, "stem_stride must be at least 1; got 0|stem_stride.* must be at least 1"),
-        ({"strides": 3}, ValueError, "strides.0..0. must be one of 1, 2; got 3"),
-        ({"strides": (2, 2, 2)}, ValueError, "strides must be an int or 2 entries, one per grouping; got"),
-        ({"strides": "2"}, ValueError, "strides must be an int or 2 entries"),
-        ({"strides": 2.0}, TypeError, "strides must be an int or 2 entries, one per grouping; got 2.0 of type float"),
-        ({"kernels": 2}, ValueError, "kernels.0. must be odd on every axis; got"),
-        ({"window": 4}, ValueError, "window must be odd on every axis; got"),
-        ({"grouping_window": 2}, ValueError, "grouping_window must be odd on every axis; got"),
-        ({"grouping": "sparse"}, ValueError, "grouping must be None or 2 names, one per grouping; got 'sparse'"),
-        ({"grouping": ("sparse", "full")}, ValueError, "grouping.1. must be one of 'sparse', 'dense'; got 'full'"),
-        ({"downsample": "pool"}, ValueError, "downsample must be one of 'group', 'conv'; got 'pool'"),
-        ({"head": "unet"}, ValueError, "head must be one of 'native', 'bilinear', 'fpn'; got 'unet'"),
-        ({"head": "native", "downsample": "conv"}, ValueError, 'head must be "bilinear" or "fpn" where downsample'),
-        ({"head_width": 0}, ValueError, "head_width must be at least 1; got 0"),
-        ({"drop_path": 1.0}, ValueError, r"drop_path must be in \[0, 1\); got 1.0"),
-        ({"spacing": torch.ones(2)}, TypeError, "spacing must be a number or one number per axis; got a tensor"),
-        ({"spacing": 0.0}, ValueError, "spacing.* must be greater than 0; got 0"),
-        ({"compactness": -1.0}, ValueError, "compactness must be greater than 0; got -1"),
-        ({"windows": 7}, TypeError, r"GroupingViT\(\) got an unexpected keyword argument 'windows'"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_wrong_options_are_refused(changes: dict, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make(**changes)
-
-
-@pytest.mark.parametrize(("position", "value"), [(0, 4), (1, 0), (2, 0)])
-def test_wrong_sizes_of_the_problem_are_refused(position: int, value: int) -> None:
-    arguments = [2, 1, 3]
-    arguments[position] = value
-    with pytest.raises(ValueError, match=f"must be .*; got {value}"):
-        grouping_vit_nano(*arguments, device="meta")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((torch.zeros(1, 2, 8),), ValueError, "image must .*B, C=2, height, width.*; got"),
-        ((torch.zeros(1, 3, 8, 8),), ValueError, "image must .*C=2.*; got"),
-        ((torch.zeros(1, 2, 8, 8, dtype=torch.uint8),), TypeError, "image must be float64, .*; got torch.uint8"),
-        (("image",), TypeError, "image must be a torch.Tensor; got str"),
-        ((torch.zeros(1, 2, 8, 8), (1.0, 0.0)), ValueError, "spacing.1. must be greater than 0; got 0"),
-        ((torch.zeros(1, 2, 8, 8), (1.0, 1.0, 1.0)), ValueError, "spacing must have one value for each of the 2 axes"),
-        ((torch.zeros(1, 2, 8, 8), torch.ones(3, 2)), ValueError, "spacing must have the batch size 1 .*; got 3"),
-        ((torch.zeros(1, 2, 8, 8), None, torch.ones(1, 8, 8)), TypeError, "valid must be boolean; got torch.float32"),
-        (
-            (torch.zeros(1, 2, 8, 8), None, torch.ones(1, 64, dtype=torch.bool)),
-            ValueError,
-            r"valid must have shape \(1, 8, 8\) \(B, \*size\); got \(1, 64\)",
-        ),
-    ],
-)
-def test_wrong_images_are_refused(arguments: tuple, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make()(*arguments)
-
-
-@pytest.mark.parametrize("levels", [-1, 2, 1.0])
-def test_wrong_plans_are_refused(levels: object) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"levels must be .*; got"):
-        plan(1.0, (8, 8), 2).with_stem(levels)
-    for arguments in ((0.0, (8, 8), 1), (1.0, (8, 0), 1), ((1.0,), (8, 8), 1), (1.0, (8, 8), 0)):
-        with pytest.raises(ValueError, match=r"must .*; got"):
-            plan(*arguments)
-
-
 def test_the_output_is_a_dataclass_a_mapping_and_a_pytree() -> None:
     output = make()(image_of((13, 10)), torch.ones(2, 2, dtype=torch.float64))
     assert list(output) == ["logits", "features", "assignments", "grids"]
@@ -410,3 +255,35 @@ def test_the_twin_differs_in_nothing_but_what_stands_between_stages() -> None:
         for way in ("group", "conv")
     ]
     assert names[0] == names[1]
+
+
+def test_reset_parameters_make_what_construction_makes() -> None:
+    model = grouping_vit_nano(2, 1, 3, device="meta").to_empty(device="cpu")
+    torch.manual_seed(0)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    fresh = grouping_vit_nano(2, 1, 3)
+    for (name, got), want in zip(model.named_parameters(), fresh.parameters(), strict=True):
+        assert got.isfinite().all(), name
+        assert got.std().item() == pytest.approx(want.std().item(), rel=0.5, abs=0.05), name
+
+
+def test_half_types_stay_close() -> None:
+    torch.manual_seed(0)
+    model, image = grouping_vit_nano(2, 1, 3), torch.randn(2, 1, 20, 17)
+    valid = torch.ones(2, 20, 17, dtype=torch.bool)
+    valid[:, 13:] = False
+    want = model(image, valid=valid).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(image, valid=valid).logits
+    assert_near(logits.float(), want, 0.05)
+    assert_near(model.bfloat16()(image.bfloat16(), valid=valid).logits.float(), want, 0.05)
+
+
+def test_one_graph_for_compilers() -> None:
+    model, image = make(dims=(8, 16), depths=(1, 1), num_heads=(2, 2)), image_of((9, 11))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(image)
+    output = model(image)
+    assert_near(compiled.logits, output.logits, 1e-12)
+    assert compiled.grids == output.grids

@@ -25,6 +25,8 @@ def grouping_vit_nano(
 ) -> GroupingViT:
     """A network small enough to be trained on a CPU: three stages, patches of 2, about 0.4 million parameters.
 
+    All groupings are sparse.
+
     Args:
         spatial_dims: axes of the images: 1, 2 or 3.
         in_channels: channels of the images.
@@ -38,6 +40,8 @@ def grouping_vit_nano(
         "mlp_ratio": 2.0,
         "stem_stride": 2,
         "window": 5,
+        # The last grid of a whole image is still large, and a window means the same on images of any size.
+        "grouping": ("sparse", "sparse"),
         "head_width": 128,
     }
     return GroupingViT(spatial_dims, in_channels, num_classes, **{**preset, **keywords})
