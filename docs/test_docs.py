@@ -11,6 +11,7 @@ PAGES = [
     ROOT / "packages" / "spatial-grouping-attention" / "README.md",
     ROOT / "docs" / "grouping-algorithm.md",
     ROOT / "docs" / "variants-and-backends.md",
+    ROOT / "docs" / "models.md",
 ]
 
 
