@@ -1,5 +1,6 @@
 """Segmentation networks: any size, any spacing, no influence of padding, and classes carried by memberships alone."""
 
+import inspect
 import io
 import itertools
 import math
@@ -146,8 +147,8 @@ def test_units_change_nothing_and_spacing_does() -> None:
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("grouping", [None, ("dense", "sparse")])
-def test_pixels_are_convex_combinations_of_groups(ndim: int, grouping: tuple[str, ...] | None) -> None:
+@pytest.mark.parametrize("grouping", [None, "sparse", ("dense", "sparse")])
+def test_pixels_are_convex_combinations_of_groups(ndim: int, grouping: str | tuple[str, ...] | None) -> None:
     model = make(ndim, grouping=grouping)
     output = model(image_of(SIZES[ndim]), SPACINGS[ndim])
     ones = torch.ones(1, 1, dtype=torch.float64)
@@ -201,6 +202,19 @@ def test_presets_have_the_published_number_of_parameters(preset, millions: float
 def test_nano_is_small(ndim: int) -> None:
     count = sum(p.numel() for p in grouping_vit_nano(ndim, 1, 4, device="meta").parameters())
     assert 0.2e6 < count < 0.6e6
+
+
+@pytest.mark.parametrize("preset", [grouping_vit_nano, grouping_vit_tiny, grouping_vit_base, grouping_vit_large])
+def test_signatures_of_presets_are_what_they_do(preset) -> None:
+    shown = inspect.signature(preset).parameters
+    assert {p.kind for p in shown.values()} <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    assert list(shown) == list(inspect.signature(GroupingViT).parameters)
+    model = preset(device="meta")
+    assert (model.dims, model.depths, model.num_heads) == tuple(
+        shown[name].default for name in ("dims", "depths", "num_heads")
+    )
+    with pytest.raises(TypeError, match="unexpected keyword argument 'windows'"):
+        preset(windows=3)
 
 
 def test_keywords_win_over_presets() -> None:

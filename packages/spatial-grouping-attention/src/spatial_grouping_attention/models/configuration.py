@@ -57,12 +57,16 @@ def require_steps(spatial_dims: int, levels: int, stem_stride: Ints, strides: Si
     return Steps(tuple(scales), each, kernel_sizes)
 
 
-def require_groupings(kinds: Sequence[str] | None, levels: int) -> tuple[str, ...]:
+def require_groupings(kinds: str | Sequence[str] | None, levels: int) -> tuple[str, ...]:
     """Return the kind of every grouping; by default dense before the last stage and sparse before."""
     if kinds is None:
         return ("sparse",) * (levels - 1) + ("dense",)
-    if isinstance(kinds, str) or len(kinds) != levels:
-        raise ValueError(f"grouping must be None or {levels} names, one per grouping; got {kinds!r}")
+    if isinstance(kinds, str):
+        return (require_choice("grouping", kinds, GROUPINGS),) * levels
+    if not isinstance(kinds, Sequence):
+        raise TypeError(f"grouping must be a name or {levels} names, one per grouping; got {kinds!r}")
+    if len(kinds) != levels:
+        raise ValueError(f"grouping must be a name or {levels} names, one per grouping; got {kinds!r}")
     return tuple(require_choice(f"grouping[{i}]", kind, GROUPINGS) for i, kind in enumerate(kinds))
 
 

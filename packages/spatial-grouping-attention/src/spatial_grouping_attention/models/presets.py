@@ -2,24 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .vit import GroupingViT
 
-_PUBLISHED: dict[str, Any] = {
-    "depths": (3, 4, 18, 5),
-    "stem_stride": 4,
-    "strides": 2,
-    "kernels": 3,
-    "window": 7,
-    "grouping_window": 3,
-    "grouping_mlp_ratio": 2.0,
-    "iters": 3,
-    "head_width": 512,
+Preset = TypeVar("Preset", bound=Callable[..., GroupingViT])
+
+_NANO: dict[str, Any] = {
+    "dims": (32, 64, 96),
+    "depths": (1, 2, 2),
+    "num_heads": (2, 4, 6),
+    "mlp_ratio": 2.0,
+    "stem_stride": 2,
+    "window": 5,
+    # The last grid of a whole image is still large, and a window means the same on images of any size.
+    "grouping": "sparse",
+    "head_width": 128,
 }
-_HEAD_DIM = 32
 
 
+def _published(dim: int, mlp_ratio: float) -> dict[str, Any]:
+    """The layout of the paper: four stages of heads of 32 channels."""
+    dims = tuple(dim * factor for factor in (1, 2, 4, 8))
+    return {
+        "dims": dims,
+        "depths": (3, 4, 18, 5),
+        "num_heads": tuple(d // 32 for d in dims),
+        "mlp_ratio": mlp_ratio,
+        "stem_stride": 4,
+        "strides": 2,
+        "kernels": 3,
+        "window": 7,
+        "grouping_window": 3,
+        "grouping_mlp_ratio": 2.0,
+        "iters": 3,
+        "head_width": 512,
+    }
+
+
+_TINY, _BASE, _LARGE = _published(64, 3.0), _published(128, 2.0), _published(192, 2.0)
+
+
+def _spell_out(settings: dict[str, Any]) -> Callable[[Preset], Preset]:
+    """Show GroupingViT's keywords, with the defaults that they have here, in the signature of a preset."""
+
+    def decorate(preset: Preset) -> Preset:
+        signature = inspect.signature(preset)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        theirs = [
+            p.replace(default=settings.get(name, p.default))
+            for name, p in inspect.signature(GroupingViT).parameters.items()
+            if p.kind is p.KEYWORD_ONLY
+        ]
+        preset.__signature__ = signature.replace(parameters=[*own, *theirs])  # type: ignore[attr-defined]
+        return preset
+
+    return decorate
+
+
+@_spell_out(_NANO)
 def grouping_vit_nano(
     spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 2, **keywords: Any
 ) -> GroupingViT:
@@ -33,20 +76,10 @@ def grouping_vit_nano(
         num_classes: logits of every pixel.
         **keywords: of :class:`GroupingViT`; they win over those of the preset.
     """
-    preset = {
-        "dims": (32, 64, 96),
-        "depths": (1, 2, 2),
-        "num_heads": (2, 4, 6),
-        "mlp_ratio": 2.0,
-        "stem_stride": 2,
-        "window": 5,
-        # The last grid of a whole image is still large, and a window means the same on images of any size.
-        "grouping": ("sparse", "sparse"),
-        "head_width": 128,
-    }
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**preset, **keywords})
+    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_NANO, **keywords})
 
 
+@_spell_out(_TINY)
 def grouping_vit_tiny(
     spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 150, **keywords: Any
 ) -> GroupingViT:
@@ -58,9 +91,10 @@ def grouping_vit_tiny(
         num_classes: logits of every pixel; by default the 150 of ADE20k.
         **keywords: of :class:`GroupingViT`; they win over those of the preset.
     """
-    return _published(64, 3.0, spatial_dims, in_channels, num_classes, keywords)
+    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_TINY, **keywords})
 
 
+@_spell_out(_BASE)
 def grouping_vit_base(
     spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 150, **keywords: Any
 ) -> GroupingViT:
@@ -69,9 +103,10 @@ def grouping_vit_base(
     Args:
         spatial_dims, in_channels, num_classes, **keywords: see :func:`grouping_vit_tiny`.
     """
-    return _published(128, 2.0, spatial_dims, in_channels, num_classes, keywords)
+    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_BASE, **keywords})
 
 
+@_spell_out(_LARGE)
 def grouping_vit_large(
     spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 150, **keywords: Any
 ) -> GroupingViT:
@@ -80,13 +115,4 @@ def grouping_vit_large(
     Args:
         spatial_dims, in_channels, num_classes, **keywords: see :func:`grouping_vit_tiny`.
     """
-    return _published(192, 2.0, spatial_dims, in_channels, num_classes, keywords)
-
-
-def _published(
-    dim: int, mlp_ratio: float, spatial_dims: int, in_channels: int, num_classes: int, keywords: dict[str, Any]
-) -> GroupingViT:
-    dims = tuple(dim * factor for factor in (1, 2, 4, 8))
-    heads = tuple(d // _HEAD_DIM for d in dims)
-    preset = {**_PUBLISHED, "dims": dims, "num_heads": heads, "mlp_ratio": mlp_ratio}
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**preset, **keywords})
+    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_LARGE, **keywords})

@@ -15,6 +15,7 @@ from RoSE.validation import (
     require_int,
     require_numbers,
     require_probability,
+    require_shape,
     require_sizes,
 )
 from torch import Tensor, nn
@@ -56,8 +57,8 @@ class GroupingViT(nn.Module):
         strides: of the groupings, 1 or 2; int, or one entry per grouping, each an int or one per axis.
         kernels: odd, of the groupings' convolutions; given like ``strides``.
         window: odd number of tokens in the window of self-attention, in all stages but the last; int or one per axis.
-        grouping: ``"sparse"`` or ``"dense"``, one per grouping; None for a dense one before the last stage and sparse
-            ones before.
+        grouping: ``"sparse"`` or ``"dense"``, for all or one per grouping; None for a dense one before the last stage
+            and sparse ones before.
         grouping_window: odd number of groups that a token of a sparse grouping sees; int or one per axis.
         grouping_mlp_ratio: hidden channels of the groupings' MLPs per channel.
         iters: rounds of every grouping.
@@ -97,7 +98,7 @@ class GroupingViT(nn.Module):
         strides: Sizes = 2,
         kernels: Sizes = 3,
         window: Ints = 7,
-        grouping: Sequence[str] | None = None,
+        grouping: str | Sequence[str] | None = None,
         grouping_window: Ints = 3,
         grouping_mlp_ratio: float = 2.0,
         iters: int = 3,
@@ -194,7 +195,7 @@ class GroupingViT(nn.Module):
         batch, _, *size = image.shape
         if valid is not None and tuple(require_boolean("valid", valid).shape) != (batch, *size):
             raise ValueError(f"valid must have shape {(batch, *size)} (B, *size); got {tuple(valid.shape)}")
-        grid = Grid(size, self.spacing if spacing is None else spacing)
+        grid = Grid(require_shape("size of the image", size), self.spacing if spacing is None else spacing)
         if grid.batch not in (None, batch):
             raise ValueError(f"spacing must have the batch size {batch} where given per sample; got {grid.batch}")
         return grid
