@@ -28,6 +28,8 @@ ORDER = (
     "aliasing",
     "grid",
     "transforms",
+    "constants",
+    "memo",
     "wide",
     "frequencies",
     "validation",

@@ -102,9 +102,9 @@ def test_the_face_shows_operators_alone() -> None:
 
 
 def test_rotary_embeddings_stay_out_of_the_operators() -> None:
-    """The operators receive rotated tensors: below the layers, RoSE gives grids and checks alone."""
+    """The operators receive rotated tensors: below the layers, RoSE gives grids, checks and memory alone."""
     allowed = {
-        "geometry": {"RoSE", "RoSE.grid", "RoSE.positions", "RoSE.validation"},
+        "geometry": {"RoSE", "RoSE.constants", "RoSE.grid", "RoSE.memo", "RoSE.positions", "RoSE.validation"},
         "backends": {"RoSE.validation", "RoSE.kernels.selfcheck"},
         "functional": {"RoSE.validation"},
         "assignment": {"RoSE.validation"},

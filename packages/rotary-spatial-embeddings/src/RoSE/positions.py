@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .aliasing import AliasingWatch
+from .constants import numbers
 from .grid import Grid
 from .transforms import IdentitySpacing
 from .validation import (
@@ -253,4 +254,4 @@ def spacing_tensor(spacing: tuple[float, ...] | Tensor, device: torch.device) ->
     """A per-axis spacing as a float64 tensor ``(ndim,)`` or ``(batch, ndim)``."""
     if isinstance(spacing, Tensor):
         return spacing.to(device=device, dtype=torch.float64)
-    return torch.tensor(spacing, device=device, dtype=torch.float64)
+    return numbers(spacing, device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .constants import numbers
 from .validation import require_parameter_dtype
 from .wide import WideModule
 
@@ -113,7 +114,7 @@ class LogSpacing(WideModule):
 
 def _log_relative(spacing: Tensor, reference_spacing: tuple[float, ...]) -> Tensor:
     """Logarithm of the spacing in reference spacings."""
-    return spacing.to(torch.float64).log() - spacing.new_tensor(reference_spacing, dtype=torch.float64).log()
+    return spacing.to(torch.float64).log() - numbers(reference_spacing, spacing.device).log()
 
 
 def _log_log1p_exp(z: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Integer and physical geometry of grouping: which fine token sees which group, and where groups lie."""
 
+from RoSE.memo import remembered
+
 from .coarsen import coarse_shape, coarsen, group_validity
-from .memo import remembered
 from .neighbourhood import Neighbourhood, relate
 from .token_grid import Shape, Spacing, TokenGrid, place_tokens
 

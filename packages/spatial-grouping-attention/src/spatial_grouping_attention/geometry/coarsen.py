@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from RoSE import Grid
+from RoSE.constants import numbers
+from RoSE.memo import remembered
 from torch import Tensor
 
 from .axis import Axis, output_size
-from .memo import remembered
 from .neighbourhood import Neighbourhood
 
 
@@ -65,7 +66,7 @@ def _coarsen_tensors(grid: Grid, kernel_size: Sequence[int], stride: Sequence[in
     # Rounding would move groups against their tokens, and more with every stage: float64, whatever holds the numbers.
     device = next(x.device for x in (grid.spacing, grid.origin) if isinstance(x, Tensor))
     step, start, s, c = (
-        torch.as_tensor(x, dtype=torch.float64, device=device)
+        x.to(device=device, dtype=torch.float64) if isinstance(x, Tensor) else numbers(x, device)
         for x in (grid.spacing, grid.origin, tuple(stride), _centres(kernel_size, padding))
     )
     shape = coarse_shape(grid.shape, kernel_size, stride, padding)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from RoSE.memo import remembered
 from RoSE.validation import require_ints, require_odd, require_shape
 
 from .axis import Axis, output_size
-from .memo import remembered
 
 Ints = int | Sequence[int]
 

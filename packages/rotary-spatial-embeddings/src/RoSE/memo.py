@@ -1,4 +1,4 @@
-"""Remember what follows from geometry alone.
+"""Remember what follows from plain numbers alone, such as the geometry of a grid.
 
 A network meets the same few grids at every step. What is derived from them (relations, index tables) is worked out
 once and kept, for a bounded number of geometries. Keys are plain integers and devices, never tensors, so an entry
