@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,8 @@ from grouping_cases import Case, assert_near, cases, gradients, make_case, oracl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_calls import OPERATORS, call, operands
-from RoSE.kernels.selfcheck import SelfCheck
-from spatial_grouping_attention import Neighbourhood, SparseSpatialGroupingAttention, functional
-from spatial_grouping_attention.backends import native, selection, tiled
-from spatial_grouping_attention.backends.engines import Backend
+from spatial_grouping_attention import Neighbourhood, functional
+from spatial_grouping_attention.backends import native, tiled
 from test_operators import check
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -363,44 +360,6 @@ def test_compiled_exported_counted_and_mapped() -> None:
     mapped = torch.func.vmap(attend)(*several)
     for i in range(2):
         assert_near(mapped[i], attend(*(x[i] for x in several)), 1e-6)
-
-
-@needs_numba
-def test_auto_takes_it_and_labels_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "NATIVE_CHECK", SelfCheck("the native kernels", selection._check_native, "'tiled'"))
-    case = make_case(GEOMETRIES["2-D"]).to(torch.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert functional.select(case.q, case.neighbourhood).backend == Backend.NATIVE
-    layer = SparseSpatialGroupingAttention(16, 2, 3, 2, stride=2, iters=1)
-    x = torch.randn(2, 100, 16)
-    labels = [layer(x, 1.0, (10, 10)).assignment.labels()]
-    monkeypatch.setattr(selection, "NATIVE_DEVICES", ())
-    labels.append(layer(x, 1.0, (10, 10)).assignment.labels())
-    assert torch.equal(*labels)
-
-
-def test_a_failed_check_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device: torch.device) -> None:
-        raise ImportError("numba needs another numpy")
-
-    monkeypatch.setattr(native, "_INSTALLED", True)
-    monkeypatch.setattr(selection, "NATIVE_CHECK", SelfCheck("the native kernels", broken, "backend 'tiled'"))
-    case = make_case(GEOMETRIES["1-D"]).to(torch.float32)
-    with pytest.warns(RuntimeWarning, match=r"the native kernels failed .* backend 'tiled'"):
-        assert functional.select(case.q, case.neighbourhood).backend == Backend.TILED
-
-
-def test_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_INSTALLED", False)
-    case = make_case(GEOMETRIES["1-D"])
-    with pytest.raises(ValueError, match=r"native needs numba: pip install spatial-grouping-attention\[cpu\]"):
-        call("group", case, "native")
-    monkeypatch.setattr(native, "_INSTALLED", True)
-    with pytest.raises(ValueError, match="native is windowed"):
-        functional.grouping_attention(case.q, case.k, case.v, backend="native")
-    with pytest.raises(ValueError, match="one for every pair"):
-        call("group", make_case(GEOMETRIES["1-D"], bias="full"), "native")
 
 
 @needs_numba

@@ -37,26 +37,26 @@ def calls(function: Callable[[], object]) -> Counter[str]:
     return counted
 
 
-@pytest.fixture
-def layer() -> SparseSpatialGroupingAttention:
-    return SparseSpatialGroupingAttention(128, 2, 3, 8, stride=2, iters=3)
+def layer(backend: str) -> SparseSpatialGroupingAttention:
+    return SparseSpatialGroupingAttention(128, 2, 3, 8, stride=2, iters=3, backend=backend)
 
 
-def test_a_forward_pass_is_little_python(layer: SparseSpatialGroupingAttention) -> None:
-    x = torch.randn(1, 64 * 64, 128)
+def test_a_forward_pass_is_little_python() -> None:
+    module, x = layer("tiled"), torch.randn(1, 64 * 64, 128)
     with torch.no_grad():
-        layer(x, 1.0, (64, 64))
-        counted = calls(lambda: layer(x, 1.0, (64, 64)))
+        module(x, 1.0, (64, 64))
+        counted = calls(lambda: module(x, 1.0, (64, 64)))
     assert counted.total() < 600, counted.most_common(20)
 
 
-def test_a_grid_is_worked_out_once(layer: SparseSpatialGroupingAttention) -> None:
+def test_a_grid_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relations are checked, backends chosen and tables built for the first of three rounds, and not again."""
+    monkeypatch.setattr(selection, "NATIVE_DEVICES", ())  # "auto" as it is without numba
     for remembered in (tables.runs_of, tables.tiling_of, neighbourhood._rebuild):
         remembered.forget()
     selection._automatic.forget()
-    x = torch.randn(1, 24 * 24, 128)
+    module, x = layer("auto"), torch.randn(1, 24 * 24, 128)
     once = ("tables.py:runs_of", "tables.py:tiling_of", "neighbourhood.py:__post_init__", "selection.py:_automatic")
-    first, again = (calls(lambda: layer(x, 1.0, (24, 24))) for _ in range(2))
+    first, again = (calls(lambda: module(x, 1.0, (24, 24))) for _ in range(2))
     assert {name: first[name] for name in once} == dict.fromkeys(once, 1)
     assert not any(again[name] for name in once)

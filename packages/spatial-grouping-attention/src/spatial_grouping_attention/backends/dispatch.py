@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import registered
@@ -10,6 +11,7 @@ from .engines import REGISTERED, Backend, engine
 from .operands import Operands, Pooled, problem_of
 from .selection import select
 from .semantics import blanked
+from .transforms import under_transform
 
 
 def assign(x: Operands, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -19,7 +21,7 @@ def assign(x: Operands, backend: str = "auto") -> tuple[Tensor, Tensor]:
         x: checked operands, ``values`` those of the groups.
         backend: see :func:`..functional.grouping_attention`.
     """
-    chosen = _choose(x, backend)
+    chosen = _choose(x, "assign", backend)
     x = blanked(x, "groups")
     with as_given(x.q):
         if chosen in REGISTERED:
@@ -46,7 +48,7 @@ def pool(x: Operands, lse: Tensor, backend: str = "auto") -> Pooled:
 
 
 def _pool(x: Operands, lse: Tensor | None, backend: str) -> Pooled:
-    chosen = _choose(x, backend)
+    chosen = _choose(x, "pool", backend, lse)
     x = blanked(x, "tokens")
     with as_given(x.q):
         if chosen in REGISTERED:
@@ -55,8 +57,18 @@ def _pool(x: Operands, lse: Tensor | None, backend: str) -> Pooled:
         return pooled
 
 
-def _choose(x: Operands, backend: str) -> Backend:
-    chosen = select(problem_of(x.q, x.neighbourhood, x.bias, x.pair_bias, x.compactness), backend).backend
+def _choose(x: Operands, operator: str, backend: str, lse: Tensor | None = None) -> Backend:
+    passes = _passes(x, operator, lse) if backend == Backend.AUTO else ()
+    chosen = select(problem_of(x.q, x.neighbourhood, x.bias, x.pair_bias, x.compactness), backend, passes).backend
     # No kernel is made for no work at all, and a matrix without entries costs nothing.
     nothing = 0 in (*x.q.shape[:3], x.k.shape[2])
     return Backend.REFERENCE if nothing else chosen
+
+
+def _passes(x: Operands, operator: str, lse: Tensor | None) -> tuple[str, ...]:
+    """What a call may come to."""
+    if not under_transform():
+        differentiable = (x.q, x.k, x.values, x.bias, x.compactness, lse)
+        if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in differentiable):
+            return (operator,)
+    return operator, f"{operator}_backward"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from RoSE.kernels.selfcheck import SelfCheck
@@ -12,6 +14,8 @@ from ..geometry import remembered
 from .engines import Backend, engine
 from .operands import Problem
 from .transforms import forward_mode, under_transform
+
+_NAMES = [backend.value for backend in Backend]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
     return reasons + list(engine(backend.value).refusals(problem))
 
 
-def select(problem: Problem, requested: str = "auto") -> Selection:
+def select(problem: Problem, requested: str = "auto", passes: Collection[str] = ("pool",)) -> Selection:
     """Choose the backend of a call.
 
     "auto" takes ``fused`` where every token sees every group; where a window is given, ``triton`` on CUDA and
@@ -62,20 +66,26 @@ def select(problem: Problem, requested: str = "auto") -> Selection:
     matrix that ``reference`` makes; ONNX and forward-mode derivatives need standard operators). ``natten`` serves on
     request only, for as long as no measurement says where it is faster.
 
+    Args:
+        problem: what decides who can compute the call.
+        requested: a backend's name, or "auto".
+        passes: what the call may come to, of "pool", "assign", "pool_backward" and "assign_backward". Kernels for the
+            CPU are compiled for their check, so only these are looked at: who takes no gradients waits for none.
+
     Raises:
         ValueError: the name is unknown, or the requested backend cannot serve; every reason is listed.
     """
     if requested != Backend.AUTO:
-        return _requested(problem, require_choice("backend", requested, [backend.value for backend in Backend]))
+        return _requested(problem, require_choice("backend", requested, _NAMES))
     standard = torch.onnx.is_in_onnx_export() or forward_mode()
     trusted = None
     if refusals(Backend.FUSED, problem):
-        for kernels, devices, check in (
-            (Backend.TRITON, TRITON_DEVICES, TRITON_CHECK),
-            (Backend.NATIVE, NATIVE_DEVICES, NATIVE_CHECK),
+        for kernels, devices, checks in (
+            (Backend.TRITON, TRITON_DEVICES, (TRITON_CHECK,)),
+            (Backend.NATIVE, NATIVE_DEVICES, [NATIVE_CHECKS[name] for name in passes]),
         ):
             looked_at = problem.device.type in devices and not refusals(kernels, problem)
-            if trusted is None and looked_at and check.passed(problem.device):
+            if trusted is None and looked_at and all(check.passed(problem.device) for check in checks):
                 trusted = kernels
     return _automatic(problem, standard, trusted)
 
@@ -113,13 +123,19 @@ TRITON_DEVICES = ("cuda",)
 TRITON_CHECK = SelfCheck("the triton kernels of spatial_grouping_attention", _check_triton, "backend 'tiled'")
 
 
-def _check_native(device: torch.device) -> None:
+def _check_native(name: str, device: torch.device) -> None:
     from .native.check import agrees
 
-    agrees(device)
+    agrees(name, device)
 
 
 NATIVE_DEVICES = ("cpu",)
 """Device types on which "auto" looks at ``native``."""
 
-NATIVE_CHECK = SelfCheck("the native kernels of spatial_grouping_attention", _check_native, "backend 'tiled'")
+NATIVE_CHECKS = {
+    name: SelfCheck(
+        f"the native kernels of spatial_grouping_attention ({name})", partial(_check_native, name), "backend 'tiled'"
+    )
+    for name in ("pool", "assign", "pool_backward", "assign_backward")
+}
+"""Of every pass."""

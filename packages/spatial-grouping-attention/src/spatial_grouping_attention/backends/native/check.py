@@ -23,22 +23,22 @@ _TOLERANCE = 1e-5
 _LEAVES = ("q", "k", "values", "bias", "compactness")
 
 
-def agrees(device: torch.device) -> None:
-    """Compare both operators and all their gradients in float32 with the formulas in float64, on one small problem.
+def agrees(name: str, device: torch.device) -> None:
+    """Compare a pass in float32 with the formulas in float64, on one small problem.
 
     Args:
+        name: "pool", "assign", "pool_backward" or "assign_backward"; the latter two run the former as well.
         device: a CPU.
 
     Raises:
         ArithmeticError: something differs.
         Exception: whatever keeps the kernels from compiling or running.
     """
-    for operator in ("pool", "assign"):
-        x, arriving = _problem(operator, device)
-        for i, (mine, theirs) in enumerate(
-            zip(_by_kernels(operator, x, arriving), _by_formulas(operator, x, arriving), strict=True)
-        ):
-            require_agreement(f"{operator}: result {i}", _finite(mine), _finite(theirs), _TOLERANCE)
+    operator = name.removesuffix("_backward")
+    x, arriving = _problem(operator, device)
+    mine, theirs = (by(operator, x, arriving if operator != name else None) for by in (_by_kernels, _by_formulas))
+    for i, (got, expected) in enumerate(zip(mine, theirs, strict=True)):
+        require_agreement(f"{name}: result {i}", _finite(got), _finite(expected), _TOLERANCE)
 
 
 def _problem(operator: str, device: torch.device) -> tuple[Operands, Tensor]:
@@ -64,21 +64,23 @@ def _problem(operator: str, device: torch.device) -> tuple[Operands, Tensor]:
     return x, random(2, 2, receivers, 5)
 
 
-def _by_kernels(operator: str, x: Operands, arriving: Tensor) -> list[Tensor]:
+def _by_kernels(operator: str, x: Operands, arriving: Tensor | None) -> list[Tensor]:
+    """Results, or where a gradient arrives, gradients."""
     if operator == "pool":
         pooled = pool(x, None)
-        lse = pooled.lse
-        gradients = pool_backward(x, pooled, arriving, None, torch.zeros_like(lse))
-        results = [pooled.out, pooled.log_mass, lse]
+        if arriving is None:
+            return [pooled.out, pooled.log_mass, pooled.lse]
+        gradients = pool_backward(x, pooled, arriving, None, torch.zeros_like(pooled.lse))
     else:
         out, lse = assign(x)
+        if arriving is None:
+            return [out, lse]
         gradients = assign_backward(x, out, lse, arriving, None)
-        results = [out, lse]
     named = gradients._asdict()
-    return [*results, *(named[name] for name in _LEAVES)]
+    return [named[name] for name in _LEAVES]
 
 
-def _by_formulas(operator: str, x: Operands, arriving: Tensor) -> list[Tensor]:
+def _by_formulas(operator: str, x: Operands, arriving: Tensor | None) -> list[Tensor]:
     leaves = [getattr(x, name).double().requires_grad_() for name in _LEAVES]
     x = x._replace(**dict(zip(_LEAVES, leaves, strict=True)))
     scores = logits(x)
@@ -90,7 +92,7 @@ def _by_formulas(operator: str, x: Operands, arriving: Tensor) -> list[Tensor]:
         results = [shares.mT @ x.values, log_mass, lse]
     else:
         results = [memberships(scores) @ x.values, lse]
-    return [*results, *torch.autograd.grad((results[0] * arriving).sum(), leaves)]
+    return results if arriving is None else list(torch.autograd.grad((results[0] * arriving).sum(), leaves))
 
 
 def _finite(x: Tensor) -> Tensor:
