@@ -72,6 +72,11 @@ def check(relation: Neighbourhood, heads: int, size: int) -> None:
         assert error < 1e-5, f"disagree by {error:.1e}"
 
 
+def clock() -> Callable[[], float]:
+    """One thread is measured in the time of the processor, several in that of the wall."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def measure(relation: Neighbourhood, heads: int, size: int, rounds: int) -> dict[str, dict[str, float]]:
     q, k, v = operands(relation, heads, size)
     gradient = torch.randn(1, relation.num_groups, heads, size).transpose(1, 2)
@@ -87,7 +92,7 @@ def measure(relation: Neighbourhood, heads: int, size: int, rounds: int) -> dict
             torch.autograd.grad(grouping(q, k, v), (q, k, v), gradient)
 
         contenders |= {f"{backend}, forward": forward, f"{backend}, forward + backward": both}
-    return alternate(contenders, rounds)
+    return alternate(contenders, rounds, clock())
 
 
 def layer(rounds: int) -> dict[str, dict[str, float]]:
@@ -98,7 +103,7 @@ def layer(rounds: int) -> dict[str, dict[str, float]]:
         module = SparseSpatialGroupingAttention(128, 2, 3, 8, stride=2, iters=3, backend=backend)
         x = torch.randn(1, 64 * 64, 128, requires_grad=True)
         contenders[backend] = lambda module=module, x=x: module(x, 1.0, (64, 64)).x_out.sum().backward()
-    return alternate(contenders, rounds)
+    return alternate(contenders, rounds, clock())
 
 
 FIRST = """

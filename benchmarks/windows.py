@@ -7,6 +7,7 @@ at least is the time of one matrix product with as many multiplications; a mask 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ def measure(relation: Neighbourhood, rounds: int) -> dict[str, dict[str, float]]
     contenders = {f"products, {name}": call for name, call in products(relation).items()}
     for label, function in functions.items():
         contenders |= {f"{label}, {name}": call for name, call in both(function, leaves, gradient).items()}
-    return alternate(contenders, rounds)
+    return alternate(contenders, rounds, time.process_time)
 
 
 def layers(rounds: int) -> dict[str, dict[str, float]]:
@@ -107,7 +108,7 @@ def layers(rounds: int) -> dict[str, dict[str, float]]:
             module(x, 1.0, (32, 32)).x_out.sum().backward()
 
         contenders |= {f"{label}, forward": forward, f"{label}, forward + backward": step}
-    return alternate(contenders, rounds)
+    return alternate(contenders, rounds, time.process_time)
 
 
 def main() -> None:
