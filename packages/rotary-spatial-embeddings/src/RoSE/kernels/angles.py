@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .sealed import opened, opened_stride
+
 TURN = tl.constexpr(6.283185307179586)
 
 
@@ -64,9 +66,10 @@ def cos_sin(turns):
 
 
 @triton.jit
-def base_of(x, batch, head, strides):
+def base_of(x, batch, head, strides, ALIGNED: tl.constexpr):
     """Pointer to a sample's and head's rows; in 64 bits, because whole batches can be that large."""
-    return x + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    of_batch, of_head = opened_stride(strides[0], ALIGNED), opened_stride(strides[1], ALIGNED)
+    return x + batch.to(tl.int64) * of_batch + head.to(tl.int64) * of_head
 
 
 @triton.jit
@@ -75,14 +78,14 @@ def position(coordinates, batch, token, exists, axis, prefix, strides, WIDE: tl.
     row = token - prefix
     if WIDE:
         row = row.to(tl.int64)
-    pointers = coordinates + batch.to(tl.int64) * strides[0] + row * strides[1] + axis * strides[2]
+    pointers = coordinates + batch.to(tl.int64) * opened(strides[0]) + row * opened(strides[1]) + axis * strides[2]
     return two_parts(tl.load(pointers, mask=exists & (token >= prefix), other=0.0))
 
 
 @triton.jit
 def wave_number(freqs, head, plane, axis, strides, rotary_heads, PLANES: tl.constexpr):
     """One component of the wave vectors of a head, in turns per unit, in two parts; 0 where nothing rotates."""
-    pointers = freqs + head * strides[0] + plane * strides[1] + axis * strides[2]
+    pointers = freqs + head * opened(strides[0]) + plane * opened(strides[1]) + axis * strides[2]
     planes = tl.where(head < rotary_heads, PLANES, 0)
     return two_parts(tl.load(pointers, mask=plane < planes, other=0.0))
 
@@ -107,15 +110,18 @@ def rotation(
     AXES: tl.constexpr,
     PLANES: tl.constexpr,
     WIDE: tl.constexpr,
+    ALIGNED_ANGLES: tl.constexpr,
 ):
     """Cosines and sines of a block of tokens and planes: loaded if given, else computed from positions."""
     if cos is not None:
         mask = exists[:, None] & (plane < PLANES)[None, :]
         rows = token.to(tl.int64) if WIDE else token
-        c_base = base_of(cos, batch, head, cos_strides)
-        s_base = base_of(sin, batch, head, sin_strides)
-        c = tl.load(c_base + rows[:, None] * cos_strides[2] + plane[None, :] * cos_strides[3], mask=mask, other=1.0)
-        s = tl.load(s_base + rows[:, None] * sin_strides[2] + plane[None, :] * sin_strides[3], mask=mask, other=0.0)
+        c_rows = base_of(cos, batch, head, cos_strides, ALIGNED_ANGLES)
+        s_rows = base_of(sin, batch, head, sin_strides, ALIGNED_ANGLES)
+        c_rows += rows[:, None] * opened_stride(cos_strides[2], ALIGNED_ANGLES)
+        s_rows += rows[:, None] * opened_stride(sin_strides[2], ALIGNED_ANGLES)
+        c = tl.load(c_rows + plane[None, :] * cos_strides[3], mask=mask, other=1.0)
+        s = tl.load(s_rows + plane[None, :] * sin_strides[3], mask=mask, other=0.0)
         return c.to(tl.float32), s.to(tl.float32)
     else:
         turns = tl.zeros((token.shape[0], plane.shape[0]), tl.float32)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .angles import TURN, base_of, position, rotation, wave_number
+from .sealed import opened, opened_stride
 
 
 @triton.jit
@@ -44,10 +45,11 @@ def load_pairs(
     PLANES: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """First and second channels of all pairs of a block of tokens, float32."""
     rows = token.to(tl.int64) if WIDE else token
-    row_pointers = base + rows[:, None] * strides[2]
+    row_pointers = base + rows[:, None] * opened_stride(strides[2], ALIGNED)
     if INTERLEAVED:
         channel = tl.arange(0, 2 * plane.shape[0])
         mask = exists[:, None] & (channel < CHANNELS)[None, :]
@@ -77,10 +79,11 @@ def store_pairs(
     PLANES: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """The reverse of :func:`load_pairs`, rounding to the result's dtype."""
     rows = token.to(tl.int64) if WIDE else token
-    row_pointers = base + rows[:, None] * strides[2]
+    row_pointers = base + rows[:, None] * opened_stride(strides[2], ALIGNED)
     if INTERLEAVED:
         channel = tl.arange(0, 2 * plane.shape[0])
         mask = exists[:, None] & (channel < CHANNELS)[None, :]
@@ -105,24 +108,35 @@ def program(heads, BLOCK_N: tl.constexpr):
 @triton.jit
 def turn(
     x, out, x_strides, out_strides, c, s, batch, head, token, exists, plane,
-    CHANNELS: tl.constexpr, PLANES: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Turn the pairs of one tensor."""
-    base = base_of(x, batch, head, x_strides)
-    a, b = load_pairs(base, token, exists, plane, x_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
-    out_base = base_of(out, batch, head, out_strides)
+    base = base_of(x, batch, head, x_strides, ALIGNED)
+    a, b = load_pairs(base, token, exists, plane, x_strides, CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED)
+    out_base = base_of(out, batch, head, out_strides, ALIGNED)
     store_pairs(
-        out_base, token, exists, plane, out_strides, a * c - b * s, a * s + b * c, CHANNELS, PLANES, INTERLEAVED, WIDE
+        out_base,
+        token,
+        exists,
+        plane,
+        out_strides,
+        a * c - b * s,
+        a * s + b * c,
+        CHANNELS,
+        PLANES,
+        INTERLEAVED,
+        WIDE,
+        ALIGNED,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "rotary_heads", "prefix"])
 def rotate_forward(
     q, k, q_out, k_out, cos, sin, coordinates, freqs,
     q_strides, k_strides, q_out_strides, k_out_strides, cos_strides, sin_strides, coordinates_strides, freqs_strides,
     heads, tokens, rotary_heads, prefix,
     CHANNELS: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
-    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr, ALIGNED_ANGLES: tl.constexpr,
 ):  # fmt: skip
     """Turn q, and k if there is one, by the same angles."""
     head, batch, _, token = program(heads, BLOCK_N)
@@ -130,34 +144,45 @@ def rotate_forward(
     plane = tl.arange(0, BLOCK_P)
     c, s = rotation(
         cos, sin, coordinates, freqs, cos_strides, sin_strides, coordinates_strides, freqs_strides,
-        batch, head, token, exists, plane, rotary_heads, prefix, AXES, PLANES, WIDE,
+        batch, head, token, exists, plane, rotary_heads, prefix, AXES, PLANES, WIDE, ALIGNED_ANGLES,
     )  # fmt: skip
     turn(
         q, q_out, q_strides, q_out_strides, c, s, batch, head, token, exists, plane,
-        CHANNELS, PLANES, INTERLEAVED, WIDE,
+        CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED,
     )  # fmt: skip
     if k is not None:
         turn(
             k, k_out, k_strides, k_out_strides, c, s, batch, head, token, exists, plane,
-            CHANNELS, PLANES, INTERLEAVED, WIDE,
+            CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED,
         )  # fmt: skip
 
 
 @triton.jit
 def turn_back(
     x, grad, dx, x_strides, grad_strides, dx_strides, c, s, batch, head, token, exists, plane,
-    CHANNELS: tl.constexpr, PLANES: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of x; with x also the sums <g, x> and <g, i x> of every pair, which the angles need."""
-    grad_base = base_of(grad, batch, head, grad_strides)
-    g, h = load_pairs(grad_base, token, exists, plane, grad_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
-    dx_base = base_of(dx, batch, head, dx_strides)
+    grad_base = base_of(grad, batch, head, grad_strides, ALIGNED)
+    g, h = load_pairs(grad_base, token, exists, plane, grad_strides, CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED)
+    dx_base = base_of(dx, batch, head, dx_strides, ALIGNED)
     store_pairs(
-        dx_base, token, exists, plane, dx_strides, g * c + h * s, h * c - g * s, CHANNELS, PLANES, INTERLEAVED, WIDE
+        dx_base,
+        token,
+        exists,
+        plane,
+        dx_strides,
+        g * c + h * s,
+        h * c - g * s,
+        CHANNELS,
+        PLANES,
+        INTERLEAVED,
+        WIDE,
+        ALIGNED,
     )
     if x is not None:
-        x_base = base_of(x, batch, head, x_strides)
-        a, b = load_pairs(x_base, token, exists, plane, x_strides, CHANNELS, PLANES, INTERLEAVED, WIDE)
+        x_base = base_of(x, batch, head, x_strides, ALIGNED)
+        a, b = load_pairs(x_base, token, exists, plane, x_strides, CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED)
         return g * a + h * b, h * a - g * b
     else:
         return c * 0.0, c * 0.0
@@ -165,13 +190,14 @@ def turn_back(
 
 @triton.jit
 def store_given_angles(
-    dcos, dsin, strides, real, imaginary, batch, head, token, exists, plane, PLANES: tl.constexpr
+    dcos, dsin, strides, real, imaginary, batch, head, token, exists, plane,
+    PLANES: tl.constexpr, ALIGNED_ANGLES: tl.constexpr,
 ):  # fmt: skip
     """Store the gradients of given cosines and sines."""
     mask = exists[:, None] & (plane < PLANES)[None, :]
-    offsets = token[:, None].to(tl.int64) * strides[2] + plane[None, :]
-    tl.store(base_of(dcos, batch, head, strides) + offsets, real, mask=mask)
-    tl.store(base_of(dsin, batch, head, strides) + offsets, imaginary, mask=mask)
+    offsets = token[:, None].to(tl.int64) * opened_stride(strides[2], ALIGNED_ANGLES) + plane[None, :]
+    tl.store(base_of(dcos, batch, head, strides, ALIGNED_ANGLES) + offsets, real, mask=mask)
+    tl.store(base_of(dsin, batch, head, strides, ALIGNED_ANGLES) + offsets, imaginary, mask=mask)
 
 
 @triton.jit
@@ -180,8 +206,8 @@ def store_waves(
     rotary_heads, prefix, AXES: tl.constexpr, PLANES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store this block's share of the gradient of the wave vectors."""
-    pointers = dfreqs + batch.to(tl.int64) * strides[0] + block.to(tl.int64) * strides[1]
-    pointers += head * strides[2] + plane * strides[3]
+    pointers = dfreqs + batch.to(tl.int64) * opened(strides[0]) + block.to(tl.int64) * opened(strides[1])
+    pointers += head * opened(strides[2]) + plane * opened(strides[3])
     rotates = plane < tl.where(head < rotary_heads, PLANES, 0)
     for axis in tl.static_range(AXES):
         p, _ = position(coordinates, batch, token, exists, axis, prefix, coordinates_strides, WIDE)
@@ -194,21 +220,21 @@ def store_positions(
     rotary_heads, prefix, AXES: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
     """Store this head's share of the gradient of the coordinates."""
-    rows = (token - prefix).to(tl.int64) * strides[2]
-    pointers = base_of(dcoordinates, batch, head, strides) + rows
+    rows = (token - prefix).to(tl.int64) * opened(strides[2])
+    pointers = base_of(dcoordinates, batch, head, strides, False) + rows
     for axis in tl.static_range(AXES):
         w, _ = wave_number(freqs, head, plane, axis, freqs_strides, rotary_heads, PLANES)
         tl.store(pointers + axis, tl.sum(dangle * w[None, :], 1) * TURN, mask=exists & (token >= prefix))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "rotary_heads", "prefix"])
 def rotate_backward(
     q, k, grad_q, grad_k, dq, dk, cos, sin, coordinates, freqs, dcos, dsin, dcoordinates, dfreqs,
     q_strides, k_strides, grad_q_strides, grad_k_strides, dq_strides, dk_strides, cos_strides, sin_strides,
     coordinates_strides, freqs_strides, dcos_strides, dcoordinates_strides, dfreqs_strides,
     heads, tokens, rotary_heads, prefix,
     CHANNELS: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
-    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr, ALIGNED_ANGLES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q and k, and of whatever the angles came from.
 
@@ -220,21 +246,24 @@ def rotate_backward(
     plane = tl.arange(0, BLOCK_P)
     c, s = rotation(
         cos, sin, coordinates, freqs, cos_strides, sin_strides, coordinates_strides, freqs_strides,
-        batch, head, token, exists, plane, rotary_heads, prefix, AXES, PLANES, WIDE,
+        batch, head, token, exists, plane, rotary_heads, prefix, AXES, PLANES, WIDE, ALIGNED_ANGLES,
     )  # fmt: skip
     real, imaginary = turn_back(
         q, grad_q, dq, q_strides, grad_q_strides, dq_strides, c, s, batch, head, token, exists, plane,
-        CHANNELS, PLANES, INTERLEAVED, WIDE,
+        CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED,
     )  # fmt: skip
     if grad_k is not None:
         k_real, k_imaginary = turn_back(
             k, grad_k, dk, k_strides, grad_k_strides, dk_strides, c, s, batch, head, token, exists, plane,
-            CHANNELS, PLANES, INTERLEAVED, WIDE,
+            CHANNELS, PLANES, INTERLEAVED, WIDE, ALIGNED,
         )  # fmt: skip
         real += k_real
         imaginary += k_imaginary
     if dcos is not None:
-        store_given_angles(dcos, dsin, dcos_strides, real, imaginary, batch, head, token, exists, plane, PLANES)
+        store_given_angles(
+            dcos, dsin, dcos_strides, real, imaginary, batch, head, token, exists, plane,
+            PLANES, ALIGNED_ANGLES,
+        )  # fmt: skip
     # The angle's derivative is <g, i R x>, with R = c + i s.
     dangle = imaginary * c - real * s
     if dfreqs is not None:

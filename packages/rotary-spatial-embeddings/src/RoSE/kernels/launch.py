@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from . import device
+from .sealed import seal
 
 # Channels of a block of tokens. A rotation does little else than move bytes, so one size serves every case: large
 # enough for wide loads by 128 threads, small enough that nothing spills.
@@ -17,6 +18,11 @@ _BLOCK_CHANNELS = 4096
 
 # Samples are the second axis of a launch, which ends here.
 _MOST_SAMPLES = 65_535
+
+# Tensors of channels, whose rows are loaded in wide pieces where all of them begin at multiples of 16 elements; and
+# those of cosines and sines.
+_CHANNELS = ("q", "k", "q_out", "k_out", "grad_q", "grad_k", "dq", "dk")
+_ANGLES = ("cos", "sin", "dcos", "dsin")
 
 # Offsets within one sample and head fit 32 bits below this.
 _NARROW = 2**31
@@ -96,7 +102,7 @@ def _launch(
 def _launch_part(kernel: Any, like: Tensor, operands: dict[str, Any], interleaved: bool) -> None:
     batch, heads, tokens, channels = like.shape
     strides = {
-        name: None if (x := operands[name.removesuffix("_strides")]) is None else x.stride()
+        name: None if (x := operands[name.removesuffix("_strides")]) is None else _sealed(x)
         for name in kernel.arg_names
         if name.endswith("_strides")
     }
@@ -112,6 +118,8 @@ def _launch_part(kernel: Any, like: Tensor, operands: dict[str, Any], interleave
             BLOCK_N=block,
             BLOCK_P=_padded_planes(channels),
             INTERLEAVED=interleaved,
+            ALIGNED=_aligned(operands, _CHANNELS),
+            ALIGNED_ANGLES=_aligned(operands, _ANGLES),
             WIDE=any(_extent(x) >= _NARROW for x in operands.values() if isinstance(x, Tensor)),
         )
 
@@ -123,3 +131,20 @@ def _padded_planes(channels: int) -> int:
 def _extent(x: Tensor) -> int:
     """Distance in elements from the first to the last of one sample and head."""
     return sum((n - 1) * s for n, s in zip(x.shape[-2:], x.stride()[-2:], strict=True))
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Those of axes along which there is more than one; of others they may be anything, and 0 is as good."""
+    return tuple(0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _sealed(x: Tensor) -> tuple[int, ...]:
+    """Strides, which change with sizes; that along rows does not, and 1 is worth a kernel."""
+    *others, last = _strides(x)
+    return (*seal(tuple(others)), x.stride(-1) if last == 0 else last)
+
+
+def _aligned(operands: dict[str, Any], names: tuple[str, ...]) -> bool:
+    return all(
+        stride % 16 == 0 for name in names if operands.get(name) is not None for stride in _strides(operands[name])[:-1]
+    )
