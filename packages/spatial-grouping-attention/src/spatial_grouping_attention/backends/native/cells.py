@@ -4,6 +4,9 @@ The tokens of a cell see the same groups. Their queries are kept transposed, one
 window; along axis 2 a step to the next cell brings in one column of groups and drops one, whose slots it takes. Slots
 are therefore a ring along axis 2: a group's slot never changes while it is seen. A dilation d makes d walks of every
 row, over every d-th cell, so that it costs nothing.
+
+Heads that lie side by side in memory take turns at every cell. Who sees whom is worked out once for all of them, and a
+row that is used asks for the same row of the next head, which lies beside it.
 """
 
 from __future__ import annotations
