@@ -105,7 +105,7 @@ def test_rotary_embeddings_stay_out_of_the_operators() -> None:
     """The operators receive rotated tensors: below the layers, RoSE gives grids, checks and memory alone."""
     allowed = {
         "geometry": {"RoSE", "RoSE.constants", "RoSE.grid", "RoSE.memo", "RoSE.positions", "RoSE.validation"},
-        "backends": {"RoSE.validation", "RoSE.kernels.selfcheck"},
+        "backends": {"RoSE.validation", "RoSE.kernels.sealed", "RoSE.kernels.selfcheck"},
         "functional": {"RoSE.validation"},
         "assignment": {"RoSE.validation"},
     }

@@ -17,7 +17,7 @@ class Rows(NamedTuple):
 
     start: Any
     strides: Any
-    """All but the last, sealed (:mod:`.sealed`); in units of 16 elements if ``aligned``."""
+    """All but the last, sealed (:mod:`RoSE.kernels.sealed`); in units of 16 elements if ``aligned``."""
     aligned: Any
     """1 where all of these are multiples of 16 elements, so that rows can be read in wide vectors, else None."""
     step: Any
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Numbers that a kernel learns at its launch, the whole ones sealed (:mod:`.sealed`); triples are one per axis."""
+    """What a kernel learns at its launch, whole numbers sealed (:mod:`RoSE.kernels.sealed`); triples are one per axis."""
 
     scale: Any
     heads: Any

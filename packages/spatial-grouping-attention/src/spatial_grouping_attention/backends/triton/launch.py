@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from RoSE.kernels.sealed import seal
 from torch import Tensor
 
 from ...geometry import remembered
@@ -17,7 +18,6 @@ from .bundles import Form, Inputs, Rows, Sizes
 from .layout import Layout, Triple, layout_of
 from .plan import CELLS, INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, table_plan, token_plans
 from .rows import UNIT
-from .sealed import seal
 
 # What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
 _PRODUCT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

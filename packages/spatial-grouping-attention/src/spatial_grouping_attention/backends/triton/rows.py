@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-from .sealed import opened
+from RoSE.kernels.sealed import opened
 
 # Elements of what strides of aligned rows count.
 UNIT = tl.constexpr(16)
