@@ -62,27 +62,30 @@ def layers() -> dict[str, Any]:
     return results
 
 
+def call_of_operator(shape: tuple[int, ...], factor: float | None) -> Callable[[], Any]:
+    """``grouping_attention`` alone where every token sees every group: forward, and all gradients."""
+    torch.manual_seed(0)
+    groups = tuple(n // 2 for n in shape)
+    relation = Neighbourhood(shape, groups, 2, 3, 1, tuple(2 * g - 1 for g in groups))
+    sizes = (relation.num_groups, relation.num_inputs, relation.num_inputs)
+    q, k, v = (torch.randn(1, HEADS, n, 16, requires_grad=True) for n in sizes)
+    beta = None if factor is None else torch.full((HEADS,), factor, requires_grad=True)
+    wanted = [x for x in (q, k, v, beta) if x is not None]
+
+    def step() -> None:
+        out, _ = grouping_attention(q, k, v, relation, compactness=beta)
+        torch.autograd.grad(out.sum(), wanted)
+
+    return step
+
+
 def calls() -> dict[str, Any]:
-    """``grouping_attention`` alone, where every token sees every group, from few groups to many."""
+    """Single calls, from few groups to many."""
     results = {}
     for shape in (*SHAPES, (4096,)):
-        groups = tuple(n // 2 for n in shape)
-        relation = Neighbourhood(shape, groups, 2, 3, 1, tuple(2 * g - 1 for g in groups))
-        q, k, v = (
-            torch.randn(1, HEADS, n, 16, requires_grad=True)
-            for n in (relation.num_groups, relation.num_inputs, relation.num_inputs)
-        )
-        contenders = {}
-        for name, factor in (("without", None), ("beta 0.1", 0.1), ("beta 2", 2.0), ("beta 10", 10.0)):
-            beta = None if factor is None else torch.full((HEADS,), factor, requires_grad=True)
-
-            def step(beta: torch.Tensor | None = beta) -> None:
-                out, _ = grouping_attention(q, k, v, relation, compactness=beta)
-                torch.autograd.grad(out.sum(), [x for x in (q, k, v, beta) if x is not None])
-
-            contenders[name] = step
+        factors = {"without": None, "beta 0.1": 0.1, "beta 2": 2.0, "beta 10": 10.0}
         title = f"fused, {'x'.join(map(str, shape))}, {HEADS} heads of 16, forward + backward"
-        results[title] = alternate(contenders, rounds=5)
+        results[title] = alternate({name: call_of_operator(shape, f) for name, f in factors.items()}, rounds=5)
         print_table(title, "without", results[title])
     return results
 
