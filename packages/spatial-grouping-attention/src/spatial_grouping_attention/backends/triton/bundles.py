@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a kernel learns at its launch, whole numbers sealed (:mod:`RoSE.kernels.sealed`); triples are one per axis."""
+    """What a kernel learns at its launch, integers sealed (:mod:`RoSE.kernels.sealed`); triples are one per axis."""
 
     scale: Any
     heads: Any
