@@ -170,12 +170,19 @@ def test_the_exponential() -> None:
 
 
 @needs_numba
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_results_do_not_depend_on_threads(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_threads(operator: str, side_by_side: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on how many heads one item of work has, which depends on threads where heads lie side by side."""
     from spatial_grouping_attention.backends.native import plan
 
     monkeypatch.setattr(plan, "WORTH_A_THREAD", 0)
-    case = make_case(Neighbourhood((70, 9), (35, 5), 2, 3, 1, 3), bias="table", compact=True).to(torch.float32)
+    case = make_case(Neighbourhood((70, 9), (35, 5), 2, 3, 1, 3), heads=6, bias="table", compact=True).to(torch.float32)
+    if side_by_side:
+        moved = {
+            name: getattr(case, name).transpose(1, 2).contiguous().transpose(1, 2) for name in ("q", "k", "v", "u")
+        }
+        case = replace(case, **moved)
     found = []
     before = torch.get_num_threads()
     try:
