@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import triton
+import triton.language as tl  # noqa: F401  # the interpreter looks for it in a kernel's module
 from RoSE.kernels.sealed import opened
 
 from .bundles import Sizes
@@ -10,7 +11,7 @@ from .bundles import Sizes
 
 @triton.jit
 def opened_triple(numbers):
-    """The same of a tuple of three."""
+    """A sealed tuple of three."""
     return opened(numbers[0]), opened(numbers[1]), opened(numbers[2])
 
 
