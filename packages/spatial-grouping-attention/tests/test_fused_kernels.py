@@ -17,6 +17,7 @@ from grouping_cases import Case, assert_near, finite, make_case, oracle_group
 from operator_calls import group
 from spatial_grouping_attention import Neighbourhood
 from spatial_grouping_attention.backends.fused import dense, flash, frames, on_cuda
+from spatial_grouping_attention.backends.fused.channels import Call
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -164,7 +165,7 @@ def test_normalisers_of_any_size_keep_their_digits(dtype: torch.dtype, value: fl
     """Three half numbers hold a float32 normaliser to 1e-5 of it, or 1e-5."""
     q, k = torch.zeros(1, 1, 40, 8, dtype=dtype), torch.zeros(1, 1, 24, 8, dtype=dtype)
     bias = value * torch.randn(1, 1, 24, generator=torch.Generator().manual_seed(0))
-    _, lse = on_cuda.attention(q, k, k, 0.3, bias, None)
+    _, lse = on_cuda.attention(Call(q, k, k, 0.3, bias))
     assert_near(lse, bias.double().logsumexp(-1)[..., None].expand(-1, -1, 40), 1e-5, size=1.0)
 
 

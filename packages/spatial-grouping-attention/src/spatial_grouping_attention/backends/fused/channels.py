@@ -1,4 +1,4 @@
-"""Channels beside those of queries and keys: what else is added to a logit, as products."""
+"""What attention kernels are called with, and channels: what else is added to a logit, as products."""
 
 from __future__ import annotations
 
@@ -16,6 +16,24 @@ class Terms(NamedTuple):
     """(N, n), of the queries: whole numbers of 256 at most, which half types hold."""
     right: Tensor
     """(H, M, n), of the keys."""
+
+
+class Call(NamedTuple):
+    """Operands of attention: ``softmax(scale q k^T + key_bias + terms) v``."""
+
+    q: Tensor
+    """(B, H, N, D)."""
+    k: Tensor
+    """(B, H, M, D)."""
+    v: Tensor
+    """(B, H, M, Dv)."""
+    scale: float
+    """Of the products, not of bias and terms."""
+    key_bias: Tensor | None = None
+    """(B, H, M) in float32 at least, added to the logits of every query; finite, because a row of nothing but -inf is
+    NaN to the kernels."""
+    terms: Terms | None = None
+    """Further products that are added to the logits."""
 
 
 class Sums(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..operands import Gradients, Operands, Pooled, Problem
 from ..semantics import LOWEST, rows_like, scalars_like, widened
-from .channels import append
+from .channels import Call, append
 from .frames import attention, attention_backward, from_groups, from_tokens, weighted_means
 
 
@@ -40,7 +40,7 @@ def refusals(problem: Problem) -> list[str]:
 def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """``A u`` and the tokens' normalisers."""
     q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
-    out, lse = attention(k, q, u, x.scale, _group_bias(x), from_tokens(x))
+    out, lse = attention(Call(k, q, u, x.scale, _group_bias(x)), from_tokens(x))
     out, nobody = _moved(out, centre), _nobody(x)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
@@ -51,8 +51,8 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
     """Gradients of :func:`assign`; a normaliser of +inf makes all memberships of its token 0."""
     q, k, (u, centre) = _for_backward(x)
     grad_out, out = grad_out.to(u.dtype), _moved(out, centre, -1).to(u.dtype)
-    operands = k, q, u, out, lse, x.scale, _group_bias(x), from_tokens(x)
-    dk, dq, du, _, dbeta = attention_backward(grad_out, grad_lse, *operands)
+    call = Call(k, q, u, x.scale, _group_bias(x))
+    dk, dq, du, _, dbeta = attention_backward(call, out, lse, grad_out, grad_lse, from_tokens(x))
     return _gradients(x, dq, dk, du, None, dbeta)
 
 
@@ -62,11 +62,11 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     nobody, may_be_empty, expected_q = _nobody(x), lse is not None, None
     frames = from_groups(x, own_lse=lse is None)
     if lse is None:
-        expected_q, own = attention(k, q, q, x.scale, _group_bias(x), from_tokens(x))
+        expected_q, own = attention(Call(k, q, q, x.scale, _group_bias(x)), from_tokens(x))
         expected_q, lse = _into(torch.empty_like(x.k), expected_q), _into(scalars_like(x.k), own)
     if nobody is not None:
         lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
-    out, log_mass = attention(q, k, v, x.scale, _key_bias(lse), frames)
+    out, log_mass = attention(Call(q, k, v, x.scale, _key_bias(lse)), frames)
     out = _moved(out, centre)
     if may_be_empty:
         # Where no token of the sample takes part, the kernel averages over all that do not.
@@ -93,8 +93,8 @@ def pool_backward(
     if measured:
         v, out, grad_out = append(v, 0.0), append(out, 0.0), append(grad_out, mass)
     frames = from_groups(x, own_lse=grad_lse is not None)
-    operands = q, k, v, out, log_mass, x.scale, key_bias, frames
-    dq, dk, dv, dbias, dbeta = attention_backward(grad_out, grad_mass, *operands)
+    call = Call(q, k, v, x.scale, key_bias)
+    dq, dk, dv, dbias, dbeta = attention_backward(call, out, log_mass, grad_out, grad_mass, frames)
     dlse = -dbias.to(pooled.lse.dtype)  # type: ignore[union-attr]  # there is a key bias
     if grad_lse is None:
         return _gradients(x, dq, dk, dv, dlse, dbeta)
@@ -103,7 +103,7 @@ def pool_backward(
     # Where logits are large, rounding them makes a token's memberships, exp(s - l), sum up to something near one; what
     # cancels exactly in theory needs exactly one. The channel of masses has gathered that sum.
     spread = dv[..., channels:].clamp(min=0.5) if measured else 1.0
-    mean, squares = weighted_means(q, k, (arriving / spread).squeeze(-1), x.scale, key_bias, frames)
+    mean, squares = weighted_means(call, (arriving / spread).squeeze(-1), frames)
     if dbeta is not None and squares is not None:
         dbeta = dbeta - (mass.squeeze(-1) * squares).sum((0, 2)) / x.scale
     dk = dk + arriving * pooled.expected_q  # type: ignore[operator]  # kept with the logits' own normaliser

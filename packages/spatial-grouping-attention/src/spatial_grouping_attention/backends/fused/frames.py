@@ -23,7 +23,7 @@ from torch import Tensor
 from ..operands import Operands
 from ..semantics import widened
 from . import flash
-from .channels import Sums, Terms
+from .channels import Call, Sums, Terms
 from .grids import Patch, Side, View, sides_of, view_of
 
 # Largest beta |x|^2 in a patch: rounding then leaves about 1e-5 in a float32 logit.
@@ -41,18 +41,16 @@ class Frame(NamedTuple):
     beta: Tensor
     """(H,)."""
 
-    def terms(self) -> Terms:
-        """Channels whose products are 2 beta <x, y>."""
-        return Terms(self.view.x, 2 * self.beta[:, None, None] * self.view.y)
+    def of(self, call: Call) -> Call:
+        """The part of a call that the frame sees: its channels' products are 2 beta <x, y>, its bias -beta |y|^2."""
+        q, (k, v) = self.queries.rows(call.q), (self.keys.rows(x) for x in (call.k, call.v))
+        bias = -self.beta[:, None] * self.view.others
+        bias = bias.expand(q.shape[0], -1, -1) if call.key_bias is None else self.keys.rows(call.key_bias) + bias
+        return Call(q, k, v, call.scale, bias, Terms(self.view.x, 2 * self.beta[:, None, None] * self.view.y))
 
     def squares(self) -> Tensor:
         """beta |x|^2 of the queries, (H, L)."""
         return self.beta[:, None] * self.view.own
-
-    def key_bias(self, bias: Tensor | None, batch: int) -> Tensor:
-        """The bias of all keys (B, H, all), or None, for those that count, less beta |y|^2: (B, H, M)."""
-        own = -self.beta[:, None] * self.view.others
-        return own.expand(batch, -1, -1) if bias is None else self.keys.rows(bias) + own
 
     def gradient(self, sums: Sums, dbias: Tensor) -> Tensor:
         """Gradient to beta, (H,), from sums of the logits' gradient, of which ``dbias`` are those over queries."""
@@ -105,7 +103,7 @@ def _reach(beta: Tensor) -> float:
         return math.inf
     # Few different sizes, so that what is remembered serves while beta is learned.
     reach = max(LARGEST_TERM / largest, SMALLEST_REACH)
-    return 2.0 ** math.floor(math.log2(reach)) if reach < math.inf else reach
+    return 2.0 ** (math.floor(4 * math.log2(reach)) / 4) if reach < math.inf else reach
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -131,73 +129,56 @@ def _horizon(x: Operands, isolation: float) -> float:
     return math.sqrt(2 * isolation + counts / beta) if beta > 0 and math.isfinite(counts) else math.inf
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None, frames: Frames | None
-) -> tuple[Tensor, Tensor]:
+def attention(call: Call, frames: Frames | None) -> tuple[Tensor, Tensor]:
     """:func:`.flash.attention` whose logits are lowered by the squared distances of ``frames``, if there are any."""
     if frames is None:
-        return flash.attention(q, k, v, scale, key_bias)
-    out = q.new_empty(*q.shape[:3], v.shape[-1])
-    lse = q.new_empty(q.shape[:3], dtype=widened(q.dtype))
+        return flash.attention(call)
+    q = call.q
+    out, lse = q.new_empty(*q.shape[:3], call.v.shape[-1]), q.new_empty(q.shape[:3], dtype=widened(q.dtype))
     for frame in frames.each():
-        operands = frame.queries.rows(q), frame.keys.rows(k), frame.keys.rows(v)
-        part, part_lse = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
+        part, part_lse = flash.attention(frame.of(call))
         _put(frame.queries, out, part)
         _put(frame.queries, lse, part_lse - frame.squares())
     return out, lse
 
 
 def attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    key_bias: Tensor | None,
-    frames: Frames | None,
+    call: Call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, frames: Frames | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of :func:`attention` to (q, k, v, key_bias, beta)."""
     if frames is None:
-        return *flash.attention_backward(grad_out, grad_lse, q, k, v, out, lse, scale, key_bias)[:4], None
-    dq = torch.empty_like(q)
-    dk, dv = (torch.zeros_like(x, dtype=widened(x.dtype)) for x in (k, v))
-    dbias, dbeta = dk.new_zeros(k.shape[:3]), torch.zeros_like(frames.beta)
+        return *flash.attention_backward(call, out, lse, grad_out, grad_lse)[:4], None
+    dq = torch.empty_like(call.q)
+    dk, dv = (torch.zeros_like(x, dtype=widened(x.dtype)) for x in (call.k, call.v))
+    dbias, dbeta = dk.new_zeros(call.k.shape[:3]), torch.zeros_like(frames.beta)
     for frame in frames.each():
-        mine, theirs = frame.queries, frame.keys
-        of_lse = None if grad_lse is None else mine.rows(grad_lse)
-        operands = mine.rows(q), theirs.rows(k), theirs.rows(v), mine.rows(out), mine.rows(lse) + frame.squares()
-        bias = frame.key_bias(key_bias, q.shape[0])
-        part = flash.attention_backward(mine.rows(grad_out), of_lse, *operands, scale, bias, frame.terms())
-        _put(mine, dq, part[0])
+        rows = frame.queries.rows
+        results = rows(out), rows(lse) + frame.squares(), rows(grad_out), None if grad_lse is None else rows(grad_lse)
+        part = flash.attention_backward(frame.of(call), *results)
+        _put(frame.queries, dq, part[0])
         of_bias, sums = cast(Tensor, part[3]), cast(Sums, part[4])
         for total, more in ((dk, part[1]), (dv, part[2]), (dbias, of_bias)):
-            place = theirs.of(total)
+            place = frame.keys.of(total)
             place += more.reshape(place.shape)
         dbeta += frame.gradient(sums, of_bias)
     return dq, dk, dv, dbias, dbeta
 
 
-def weighted_means(
-    q: Tensor, k: Tensor, weights: Tensor, scale: float, key_bias: Tensor, frames: Frames | None
-) -> tuple[Tensor, Tensor | None]:
+def weighted_means(call: Call, weights: Tensor, frames: Frames | None) -> tuple[Tensor, Tensor | None]:
     """What every query sees on average of ``weights`` (B, H, M) times the keys, and times their squared distance.
 
     Returns:
-        (B, H, N, D), and (B, H, N) or None where there are no frames.
+        (B, H, N, D), and (B, H, N) or None where there are no frames. The call's own values do not matter.
     """
-    weights = weights[..., None]
+    q, k, weights = call.q, call.k, weights[..., None]
     if frames is None:
-        return flash.attention(q, k, (weights * k).to(k.dtype), scale, key_bias)[0], None
+        return flash.attention(call._replace(v=(weights * k).to(k.dtype)))[0], None
     means, squares = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=widened(q.dtype))
     for frame in frames.each():
         keys, weight, seen = frame.keys.rows(k), frame.keys.rows(weights), frame.view
         places = torch.cat((seen.y, seen.others[:, None], torch.ones_like(seen.y[:, :1])), -1)
         values = torch.cat((weight * keys, weight * places), -1).to(k.dtype)
-        operands = frame.queries.rows(q), keys, values
-        out, _ = flash.attention(*operands, scale, frame.key_bias(key_bias, q.shape[0]), frame.terms())
+        out, _ = flash.attention(frame.of(call)._replace(v=values))
         mean, products, lengths, total = torch.split(out, [k.shape[-1], seen.x.shape[-1], 1, 1], -1)
         _put(frame.queries, means, mean)
         apart = lengths - 2 * (products * seen.x).sum(-1, keepdim=True) + seen.own[:, None] * total

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .channels import Sums, Terms, append, cut, pad
+from .channels import Call, Sums, append, cut, pad
 
 aten = torch.ops.aten
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None, terms: Terms | None
-) -> tuple[Tensor, Tensor]:
+def attention(call: Call) -> tuple[Tensor, Tensor]:
     """See :func:`.flash.attention`."""
+    q, k, v, scale, key_bias, terms = call
     if terms is not None:
         q, k = append(q, terms.left), append(k, terms.right / scale)
     value_size, size = v.shape[-1], max(q.shape[-1], v.shape[-1])
@@ -24,18 +23,10 @@ def attention(
 
 
 def attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    key_bias: Tensor | None,
-    terms: Terms | None,
+    call: Call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Sums | None]:
     """See :func:`.flash.attention_backward`."""
+    q, k, v, scale, key_bias, terms = call
     head_size, value_size = q.shape[-1], v.shape[-1]
     if grad_lse is not None:
         v, out, grad_out = append(v, 0.0), append(out, 1.0), append(grad_out, -grad_lse[..., None])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .channels import Sums, Terms, append, cut, pad
+from .channels import Call, Sums, Terms, append, cut, pad
 
 aten = torch.ops.aten
 
@@ -15,10 +15,9 @@ aten = torch.ops.aten
 _PARTS = {torch.bfloat16: ((0, 0, 0), (0, 0, 0)), torch.float16: ((15, 4, 0), (7, 3, 0))}
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None, terms: Terms | None
-) -> tuple[Tensor, Tensor]:
+def attention(call: Call) -> tuple[Tensor, Tensor]:
     """See :func:`.flash.attention`."""
+    q, k, v, scale, key_bias, terms = call
     value_size = v.shape[-1]
     q, k, _ = _with_channels(q, k, scale, key_bias, terms)
     q, k, v = (_aligned(x) for x in (q, k, v))
@@ -27,18 +26,10 @@ def attention(
 
 
 def attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    key_bias: Tensor | None,
-    terms: Terms | None,
+    call: Call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Sums | None]:
     """See :func:`.flash.attention_backward`."""
+    q, k, v, scale, key_bias, terms = call
     head_size, value_size = q.shape[-1], v.shape[-1]
     if grad_lse is not None:
         v, out, grad_out = append(v, 0.0), append(out, 1.0), append(grad_out, -grad_lse[..., None])
