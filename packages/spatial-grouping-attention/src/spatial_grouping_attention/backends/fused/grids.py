@@ -160,13 +160,20 @@ def view_of(
 
 
 def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...], reach: float) -> tuple[Patch, ...]:
-    """Patches of a grid whose points have these steps, where a group spacing is so many units wide."""
-    cuts = []
-    for n, step, width in zip(shape, steps, widths, strict=True):
-        longest = min(2 * math.sqrt(reach / len(shape)) * width, 2 * WHOLE)
-        count = min(n, max(1, math.ceil(n * step / longest)))  # a patch has a point, however wide a step is
-        bounds = [n * i // count for i in range(count + 1)]
-        cuts.append(list(itertools.pairwise(bounds)))
+    """As few patches of a grid as ``reach`` allows, whose points have these steps in units of the places."""
+    extents = [n * step / width for n, step, width in zip(shape, steps, widths, strict=True)]
+    # Places are whole numbers that half types hold.
+    counts = [min(n, max(1, math.ceil(n * step / (2 * WHOLE)))) for n, step in zip(shape, steps, strict=True)]
+    while sum((extent / count / 2) ** 2 for extent, count in zip(extents, counts, strict=True)) > reach:
+        # A patch has a point, however wide a step is.
+        divisible = [axis for axis, count in enumerate(counts) if count < shape[axis]]
+        if not divisible:
+            break
+        counts[max(divisible, key=lambda axis: extents[axis] / counts[axis])] += 1
+    cuts = [
+        list(itertools.pairwise([n * i // count for i in range(count + 1)]))
+        for n, count in zip(shape, counts, strict=True)
+    ]
     return tuple(Patch(shape, where) for where in itertools.product(*cuts))
 
 
