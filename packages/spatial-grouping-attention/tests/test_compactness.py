@@ -75,6 +75,17 @@ def test_strides_that_are_no_powers_of_two_lose_no_digits(backend: str, form: st
     assert_near(got[1], want[1], 1.5e-5, size=1.0)
 
 
+def test_distances_of_points_on_the_border_have_their_whole_gradient() -> None:
+    """A point that starts on the last group is in the box, not beyond it."""
+    neighbourhood = relation("windowed", 8)
+    starts = torch.full((8, 1, 1), neighbourhood.num_groups - 1)
+    offsets = torch.zeros(1, 1, 8, 1, 1, requires_grad=True)
+    groups = deformable.lattice(neighbourhood.output_shape)
+    deformable.squared_distances(neighbourhood.places(), neighbourhood.stride, starts, offsets, groups).sum().backward()
+    apart = (neighbourhood.num_groups - 1) - torch.arange(8.0) / 2
+    assert_near(offsets.grad.flatten(), 2 * apart, 1e-6)
+
+
 def test_deformable_distances_lose_no_digits_far_from_the_origin() -> None:
     neighbourhood = relation("windowed", 4095, stride=3)
     cells = neighbourhood.cells()[:, None, :] + torch.tensor([[-1], [0], [1]])

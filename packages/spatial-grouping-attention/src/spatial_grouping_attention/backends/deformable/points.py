@@ -105,7 +105,7 @@ def squared_distances(
         # The box has samples in front: (), or (B, 1, 1) beside (N_in,).
         low, high = ((end * stride - token) / stride for end in (first, last))
         apart = (start * stride - token[:, None]) / stride + offset
-        squares = squares + torch.minimum(torch.maximum(apart, low.unsqueeze(-1)), high.unsqueeze(-1)).square()
+        squares = squares + torch.clamp(apart, low.unsqueeze(-1), high.unsqueeze(-1)).square()
     return squares
 
 
