@@ -18,7 +18,7 @@ from torch import Tensor
 from ..operands import Gradients, Operands, Pooled, Problem
 from ..semantics import LOWEST, rows_like, scalars_like, widened
 from .channels import Call, append
-from .frames import attention, attention_backward, from_groups, from_tokens, weighted_means
+from .frames import attention, attention_backward, frames_of, weighted_means
 
 
 def refusals(problem: Problem) -> list[str]:
@@ -40,7 +40,7 @@ def refusals(problem: Problem) -> list[str]:
 def assign(x: Operands) -> tuple[Tensor, Tensor]:
     """``A u`` and the tokens' normalisers."""
     q, k, (u, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
-    out, lse = attention(Call(k, q, u, x.scale, _group_bias(x)), from_tokens(x))
+    out, lse = attention(Call(k, q, u, x.scale, _group_bias(x)), frames_of(x)[0])
     out, nobody = _moved(out, centre), _nobody(x)
     if nobody is not None:
         out, lse = out.masked_fill(nobody[..., None], 0.0), lse.masked_fill(nobody, torch.inf)
@@ -52,7 +52,7 @@ def assign_backward(x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, gra
     q, k, (u, centre) = _for_backward(x)
     grad_out, out = grad_out.to(u.dtype), _moved(out, centre, -1).to(u.dtype)
     call = Call(k, q, u, x.scale, _group_bias(x))
-    dk, dq, du, _, dbeta = attention_backward(call, out, lse, grad_out, grad_lse, from_tokens(x))
+    dk, dq, du, _, dbeta = attention_backward(call, out, lse, grad_out, grad_lse, frames_of(x)[0])
     return _gradients(x, dq, dk, du, None, dbeta)
 
 
@@ -60,13 +60,13 @@ def pool(x: Operands, lse: Tensor | None) -> Pooled:
     """Averages over the members of every group; without ``lse`` with the logits' own normalisers."""
     q, k, (v, centre) = _widen(x.q), _widen(x.k), _centred(x.values)
     nobody, may_be_empty, expected_q = _nobody(x), lse is not None, None
-    frames = from_groups(x, own_lse=lse is None)
+    of_tokens, of_groups = frames_of(x, own_lse=lse is None)
     if lse is None:
-        expected_q, own = attention(Call(k, q, q, x.scale, _group_bias(x)), from_tokens(x))
+        expected_q, own = attention(Call(k, q, q, x.scale, _group_bias(x)), of_tokens)
         expected_q, lse = _into(torch.empty_like(x.k), expected_q), _into(scalars_like(x.k), own)
     if nobody is not None:
         lse, may_be_empty = lse.masked_fill(nobody, torch.inf), True
-    out, log_mass = attention(Call(q, k, v, x.scale, _key_bias(lse)), frames)
+    out, log_mass = attention(Call(q, k, v, x.scale, _key_bias(lse)), of_groups)
     out = _moved(out, centre)
     if may_be_empty:
         # Where no token of the sample takes part, the kernel averages over all that do not.
@@ -92,7 +92,7 @@ def pool_backward(
     measured = grad_lse is not None and v.dtype == mass.dtype
     if measured:
         v, out, grad_out = append(v, 0.0), append(out, 0.0), append(grad_out, mass)
-    frames = from_groups(x, own_lse=grad_lse is not None)
+    _, frames = frames_of(x, own_lse=grad_lse is not None)
     call = Call(q, k, v, x.scale, key_bias)
     dq, dk, dv, dbias, dbeta = attention_backward(call, out, log_mass, grad_out, grad_mass, frames)
     dlse = -dbias.to(pooled.lse.dtype)  # type: ignore[union-attr]  # there is a key bias

@@ -24,7 +24,7 @@ from ..operands import Operands
 from ..semantics import widened
 from . import flash
 from .channels import Call, Sums, Terms
-from .grids import Patch, Side, View, sides_of, view_of
+from .grids import SMALL, Patch, Side, View, remembered_view, sides_of, view
 
 # Largest beta |x|^2 in a patch: rounding then leaves about 1e-5 in a float32 logit.
 LARGEST_TERM = 64.0
@@ -72,28 +72,24 @@ class Frames(NamedTuple):
         """One patch of queries after another."""
         for patch in self.queries.patches:
             near = self.queries.near(patch, self.keys, self.horizon)
-            seen = view_of(*self[:3], patch, near, self.beta.dtype, self.beta.device)
+            see = remembered_view if patch.points + near.points <= SMALL else view
+            seen = see(*self[:3], patch, near, self.beta.dtype, self.beta.device)
             yield Frame(patch, near, seen, self.beta)
 
 
-def from_tokens(x: Operands) -> Frames | None:
-    """For tokens that look at groups; None where there is no compactness."""
-    return _frames(x, tokens_look=True, horizon=True)
+def frames_of(x: Operands, *, own_lse: bool = True) -> tuple[Frames | None, Frames | None]:
+    """Of tokens that look at groups, and of groups that look at tokens; None where there is no compactness.
 
-
-def from_groups(x: Operands, *, own_lse: bool) -> Frames | None:
-    """For groups that look at tokens, whose normalisers are those of their own logits, or are given."""
-    return _frames(x, tokens_look=False, horizon=own_lse)
-
-
-def _frames(x: Operands, *, tokens_look: bool, horizon: bool) -> Frames | None:
+    Args:
+        x: operands.
+        own_lse: whether the tokens' normalisers are those of their own logits; of given ones nothing is known.
+    """
     if x.compactness is None or x.neighbourhood is None:
-        return None
-    beta = x.compactness
-    sides = sides_of(x.neighbourhood, _reach(beta))
-    queries, keys = (sides.tokens, sides.groups) if tokens_look else (sides.groups, sides.tokens)
-    radius = _horizon(x, sides.isolation) if horizon else math.inf
-    return Frames(queries, keys, sides.widths, beta, tuple(radius * width for width in sides.widths))
+        return None, None
+    tokens, groups, widths, isolation = sides_of(x.neighbourhood, _reach(x.compactness))
+    radius = _horizon(x, isolation) if own_lse else math.inf
+    rest = widths, x.compactness, tuple(radius * width for width in widths)
+    return Frames(tokens, groups, *rest), Frames(groups, tokens, *rest)
 
 
 def _reach(beta: Tensor) -> float:

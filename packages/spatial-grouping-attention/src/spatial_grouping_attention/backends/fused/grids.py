@@ -142,21 +142,7 @@ def view(
     return View(torch.stack(x, -1), torch.stack(scaled, -1), cast(Tensor, own), cast(Tensor, others))
 
 
-_remembered_view = remembered(64)(view)
-
-
-def view_of(
-    side: Side,
-    other: Side,
-    widths: tuple[int, ...],
-    patch: Patch,
-    near: Patch,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> View:
-    """:func:`view`, remembered where it is small."""
-    make = _remembered_view if patch.points + near.points <= SMALL else view
-    return make(side, other, widths, patch, near, dtype, device)
+remembered_view = remembered(64)(view)
 
 
 def _cut(shape: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...], reach: float) -> tuple[Patch, ...]:
