@@ -225,7 +225,8 @@ def test_keywords_win_over_presets() -> None:
 
 def test_the_output_is_a_dataclass_a_mapping_and_a_pytree() -> None:
     output = make()(image_of((13, 10)), torch.ones(2, 2, dtype=torch.float64))
-    assert list(output) == ["logits", "features", "assignments", "grids"]
+    fields = ["logits", "features", "assignments", "grids", "stem_stride", "valid", "candidates", "class_logits"]
+    assert list(output) == fields
     assert output["logits"] is output.logits
     assert SegmentationOutput({**output}).grids is output.grids
     with pytest.raises(TypeError, match="must have the keys"):

@@ -246,6 +246,14 @@ def require_boolean(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def require_integral(name: str, value: Tensor) -> Tensor:
+    """Return ``value`` if it is a tensor of integers, of any width; truth values are none."""
+    require_tensor(name, value)
+    if value.dtype == torch.bool or value.dtype.is_floating_point or value.dtype.is_complex:
+        raise TypeError(f"{name} must hold integers; got {value.dtype}")
+    return value
+
+
 def require_sizes(name: str, value: Tensor, pattern: str, **sizes: int) -> Tensor:
     """Return ``value`` if its shape fits a pattern such as ``"B H N_in D"``; ``sizes`` pins some of its axes."""
     axes = pattern.split()

@@ -15,7 +15,7 @@ from ..assignment import Assignment, compose
 from .interpolate import interpolate
 from .tokens import CONVOLUTIONS, Tokens, as_image, as_rows, blanked
 
-HEADS = ("native", "bilinear", "fpn")
+HEADS = ("native", "bilinear", "fpn", "panoptic")
 
 
 class Scale:
@@ -139,9 +139,9 @@ def require_head(kind: str | None, downsample: str) -> str:
     """Return the kind of the head; None for the plainest that a way of coarsening has."""
     if kind is None:
         return "native" if downsample == "group" else "bilinear"
-    if kind == "native" and downsample == "conv":
+    if kind in ("native", "panoptic") and downsample == "conv":
         raise ValueError(
-            'head must be "bilinear" or "fpn" where downsample is "conv", without memberships; got "native"'
+            f'head must be "bilinear" or "fpn" where downsample is "conv", without memberships; got "{kind}"'
         )
     return require_choice("head", kind, HEADS)
 
@@ -149,8 +149,8 @@ def require_head(kind: str | None, downsample: str) -> str:
 def make_head(
     kind: str, dims: Sequence[int], scales: Sequence[Scale], width: int, num_classes: int, made: dict[str, Any]
 ) -> NativeHead | BilinearHead | FeaturePyramidHead:
-    """The head that is called ``kind``, one of HEADS."""
-    if kind == "native":
+    """The head that is called ``kind``, one of HEADS; candidates have a head of their own beside the native one."""
+    if kind in ("native", "panoptic"):
         return NativeHead(dims, scales, width, num_classes, made)
     if kind == "bilinear":
         return BilinearHead(dims, scales, width, num_classes, made)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from RoSE import Grid
+from RoSE.validation import require_integral, require_sizes
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..assignment import Assignment
 from ..output import Output
+from .panoptic import group_masks, wide
 
 
 @dataclass(eq=False, init=False)
@@ -20,6 +22,7 @@ class SegmentationOutput(Output):
     """Classes of the pixels, and what they were made of.
 
     Reads like a dataclass (``output.logits``) and like a dict (``output["logits"]``, ``**output``), and is a pytree.
+    Masks are no field: they are as large as all candidates' pixels, and made anew whenever they are asked for.
     """
 
     logits: Tensor
@@ -31,6 +34,16 @@ class SegmentationOutput(Output):
     twin."""
     grids: tuple[Grid, ...]
     """Where the tokens of every stage lie, in physical units; the first pixel lies at 0."""
+    stem_stride: tuple[int, ...]
+    """Pixels per token of the first stage, per axis."""
+    valid: Tensor | None
+    """Which pixels are real, (B, *size) boolean; None for all."""
+    candidates: Tensor | None
+    """Of the panoptic head: the groups of the last stage of largest mass, largest first, (B, G) int64 with G the
+    smaller of ``num_candidates`` and the groups; -1 where there are fewer valid groups. None for other heads."""
+    class_logits: Tensor | None
+    """Of the panoptic head: classes of the candidates, (B, G, num_classes + 1), the last of them "no object", which a
+    -1 among the candidates is with certainty. None for other heads."""
 
     def __init__(
         self,
@@ -38,19 +51,51 @@ class SegmentationOutput(Output):
         features: tuple[Tensor, ...] = (),
         assignments: tuple[Assignment, ...] = (),
         grids: tuple[Grid, ...] = (),
+        stem_stride: tuple[int, ...] = (),
+        valid: Tensor | None = None,
+        candidates: Tensor | None = None,
+        class_logits: Tensor | None = None,
     ) -> None:
-        self._fill(logits, features, assignments, grids)
+        self._fill(logits, features, assignments, grids, stem_stride, valid, candidates, class_logits)
+
+    @property
+    def mask_logits(self) -> Tensor | None:
+        """Masks of the candidates, (B, G, *size) of float32 at least: see :meth:`masks_of`. None for other heads."""
+        return None if self.candidates is None else self.masks_of(self.candidates)
+
+    def masks_of(self, groups: Tensor) -> Tensor:
+        """Where groups of the last stage are: logarithms of the pixels' memberships, through all assignments.
+
+        Memberships compete: those of a valid pixel in all groups sum to one. Between the tokens of the first stage
+        they are interpolated. Memory is that of the masks, times the heads of the first grouping over the area of a
+        patch.
+
+        Args:
+            groups: indices (B, G), integers; -1 for a group that has no members.
+
+        Returns:
+            (B, G, *size), ``log(membership + 1e-12)`` and so finite; pixels that are not valid have no membership.
+
+        Raises:
+            TypeError: the groups are not integers.
+            ValueError: the shape of the groups is another, or there are no memberships (the uniform twin).
+        """
+        require_sizes("groups", require_integral("groups", groups), "B G", B=self.logits.shape[0])
+        if not self.assignments:
+            raise ValueError("masks_of needs memberships; got none: the uniform twin does not group")
+        size, dtype = tuple(self.logits.shape[2:]), wide(self.logits.dtype)
+        return group_masks(groups, self.assignments, self.grids[0], self.stem_stride, size, self.valid, dtype)
 
 
 def _flatten(output: SegmentationOutput) -> tuple[list[Any], None]:
     # A grid is no pytree: its parts are taken along, where they may be tensors.
     grids = [[grid.shape, grid.spacing, grid.origin] for grid in output.grids]
-    return [output.logits, output.features, output.assignments, grids], None
+    return [grids if name == "grids" else value for name, value in output.items()], None
 
 
 def _unflatten(values: Any, _: None) -> SegmentationOutput:
-    logits, features, assignments, grids = values
-    return SegmentationOutput(logits, features, assignments, tuple(Grid.derived(*parts) for parts in grids))
+    logits, features, assignments, grids, *rest = values
+    return SegmentationOutput(logits, features, assignments, tuple(Grid.derived(*parts) for parts in grids), *rest)
 
 
 pytree.register_pytree_node(

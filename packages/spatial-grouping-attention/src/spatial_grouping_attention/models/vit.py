@@ -26,6 +26,7 @@ from .configuration import Ints, Sizes, require_groupings, require_per_stage, re
 from .downsample import DOWNSAMPLES, make_downsample
 from .heads import Scale, make_head, require_head
 from .output import SegmentationOutput
+from .panoptic import CandidateHead
 from .stage import Stage
 from .stem import PatchStem
 from .tokens import CONVOLUTIONS, Tokens
@@ -66,9 +67,11 @@ class GroupingViT(nn.Module):
             :class:`SpatialGroupingAttention`.
         temperature: ``"fixed"`` or ``"learned"``, of the groupings.
         downsample: ``"group"``, or ``"conv"`` for the uniform twin: the same network with strided convolutions.
-        head: ``"native"``, ``"bilinear"`` (classes of the last tokens, interpolated) or ``"fpn"`` (a feature pyramid);
-            None for native, and for bilinear in the twin, which has no memberships.
+        head: ``"native"``, ``"panoptic"`` (native, and the last groups of largest mass become candidates for objects),
+            ``"bilinear"`` (classes of the last tokens, interpolated) or ``"fpn"`` (a feature pyramid); None for native,
+            and for bilinear in the twin, which has no memberships.
         head_width: channels of the head.
+        num_candidates: how many groups at most the panoptic head takes for candidates.
         drop_path: probability, in [0, 1), of leaving out a residual branch in the last block; grows linearly from 0
             in the first (arXiv:1603.09382).
         spacing: physical distance between pixels when ``forward`` is given none, and the one on which positions are
@@ -107,6 +110,7 @@ class GroupingViT(nn.Module):
         downsample: str = "group",
         head: str | None = None,
         head_width: int = 512,
+        num_candidates: int = 100,
         drop_path: float = 0.0,
         spacing: float | Sequence[float] = 1.0,
         backend: str = "auto",
@@ -154,6 +158,10 @@ class GroupingViT(nn.Module):
         scales = [Scale(scale, steps.scales[0]) for scale in steps.scales]
         width = require_int("head_width", head_width, minimum=1)
         self.head = make_head(head, self.dims, scales, width, self.num_classes, made)
+        require_int("num_candidates", num_candidates, minimum=1)
+        self.candidate_head = None
+        if head == "panoptic":
+            self.candidate_head = CandidateHead(self.dims[-1], width, self.num_classes, num_candidates, made)
 
     def forward(self, image: Tensor, spacing: Spacing | None = None, valid: Tensor | None = None) -> SegmentationOutput:
         """Segment images.
@@ -185,8 +193,11 @@ class GroupingViT(nn.Module):
         logits = self.head(stages, assignments, grid.shape)
         if valid is not None:
             logits = logits.masked_fill(~valid.unsqueeze(1), 0.0)
+        found: tuple[Tensor | None, Tensor | None] = None, None
+        if self.candidate_head is not None:
+            found = self.candidate_head(tokens.x, assignments)
         features, grids, _ = zip(*stages, strict=True)
-        return SegmentationOutput(logits, features, tuple(assignments), grids)
+        return SegmentationOutput(logits, features, tuple(assignments), grids, self.stem.stride, valid, *found)
 
     def _pixels(self, image: Tensor, spacing: Spacing | None, valid: Tensor | None) -> Grid:
         """The grid of the pixels, with all that was said of them checked."""

@@ -1,0 +1,109 @@
+"""Objects among the groups: which groups are candidates, what they are, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from RoSE import Grid
+from torch import Tensor, nn
+
+from ..assignment import Assignment, compose
+from .heads import Scale, SemanticMLP
+from .tokens import Tokens
+
+# Added to memberships before their logarithm is taken: far below what matters, and it bounds the gradient.
+FLOOR = 1e-12
+# Of the classes of a slot without candidate; half types hold it.
+NEVER = -1e4
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type for memberships and their sums: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class CandidateHead(nn.Module):
+    """Classify the groups of largest mass (arXiv:2505.16993, section 4): each is a candidate for an object.
+
+    Args:
+        dim: channels of the groups.
+        width: channels of the MLP in between.
+        num_classes: classes of objects; "no object" is one more.
+        num_candidates: how many groups.
+        made: ``device`` and ``dtype`` of the parameters.
+    """
+
+    def __init__(self, dim: int, width: int, num_classes: int, num_candidates: int, made: dict[str, Any]) -> None:
+        super().__init__()
+        self.num_candidates = num_candidates
+        self.mlp = SemanticMLP(dim, width, num_classes + 1, made)
+
+    def forward(self, groups: Tensor, assignments: Sequence[Assignment]) -> tuple[Tensor, Tensor]:
+        """Groups of the last stage (B, N, dim) and the memberships that lead to them -> candidates and their classes.
+
+        Returns:
+            Indices of the groups, largest mass first, (B, G) int64, -1 where there are fewer valid groups than G;
+            logits (B, G, num_classes + 1), of "no object" with certainty for those.
+        """
+        candidates = heaviest(assignments, self.num_candidates, wide(groups.dtype))
+        rows = candidates.clamp(min=0).unsqueeze(-1)
+        logits = self.mlp(groups.gather(1, rows.expand(-1, -1, groups.shape[-1])))
+        nothing = F.pad(logits.new_full((logits.shape[-1] - 1,), NEVER), (0, 1))
+        return candidates, torch.where((candidates < 0).unsqueeze(-1), nothing, logits)
+
+
+@torch.no_grad()
+def heaviest(assignments: Sequence[Assignment], most: int, dtype: torch.dtype) -> Tensor:
+    """The groups of largest mass, through all assignments, and -1 after the last valid one.
+
+    Args:
+        assignments: one per stage, first stage first.
+        most: how many groups at most.
+        dtype: to count in.
+
+    Returns:
+        (B, min(most, groups)) int64; of groups of equal mass the first comes first.
+    """
+    chain = compose(assignments)
+    ones = torch.ones(chain.batch_size, chain.num_inputs, 1, device=chain.device, dtype=dtype)
+    mass = chain.sum(ones).squeeze(-1)
+    if chain.valid_groups is not None:
+        mass = mass.masked_fill(~chain.valid_groups, -1.0)
+    mass, groups = mass.sort(dim=1, descending=True, stable=True)
+    kept = min(most, chain.num_groups)
+    return groups[:, :kept].masked_fill(mass[:, :kept] < 0, -1)
+
+
+def group_masks(
+    groups: Tensor,
+    assignments: Sequence[Assignment],
+    tokens: Grid,
+    stem_stride: tuple[int, ...],
+    size: tuple[int, ...],
+    valid: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Logarithms of the memberships of pixels in some of the last groups.
+
+    Args:
+        groups: indices (B, G), -1 for a group that has no members.
+        assignments: one per stage, first stage first.
+        tokens: grid of the first stage.
+        stem_stride: pixels per token of the first stage, per axis.
+        size: pixels per axis.
+        valid: (B, *size) boolean, false for pixels that are members of no group; None for all.
+        dtype: of the result.
+
+    Returns:
+        (B, G, *size): ``log(membership + 1e-12)``.
+    """
+    chain = compose(assignments)
+    columns = torch.arange(chain.num_groups, device=groups.device).unsqueeze(-1)
+    rows = chain.upsample((columns == groups.unsqueeze(1)).to(dtype))
+    members = Scale(stem_stride, stem_stride).to_pixels(rows, Tokens(rows, tokens, chain.valid), size)
+    if valid is not None:
+        members = members.masked_fill(~valid.unsqueeze(1), 0.0)
+    return (members + FLOOR).log()
