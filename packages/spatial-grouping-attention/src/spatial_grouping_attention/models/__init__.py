@@ -1,5 +1,6 @@
 """Networks for segmentation: transformers whose downsampling is grouping, and their uniform twins."""
 
+from .matching import MatchingLosses, Objects, SetMatchingLoss, objects_of
 from .output import SegmentationOutput
 from .plan import Plan, StemPlan, plan
 from .presets import grouping_vit_base, grouping_vit_large, grouping_vit_nano, grouping_vit_tiny
@@ -7,12 +8,16 @@ from .vit import GroupingViT
 
 __all__ = [
     "GroupingViT",
+    "MatchingLosses",
+    "Objects",
     "Plan",
     "SegmentationOutput",
+    "SetMatchingLoss",
     "StemPlan",
     "grouping_vit_base",
     "grouping_vit_large",
     "grouping_vit_nano",
     "grouping_vit_tiny",
+    "objects_of",
     "plan",
 ]
