@@ -17,7 +17,15 @@ SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
 
 nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests-rose", "tests-attention", "tests-pair", "tests-optional"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "tests-rose",
+    "tests-attention",
+    "tests-pair",
+    "tests-optional",
+    "tests-training",
+]
 
 # One thread per test worker: two workers that each start a thread per core only get in each other's way.
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -32,6 +40,23 @@ def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = 
 def install_peers(session: nox.Session) -> None:
     """Install the libraries that RoSE must agree with; their requirements would bring in another torch."""
     install(session, "--no-deps", "timm", "torchvision", "pillow", "rotary-embedding-torch")
+
+
+def install_training(session: nox.Session) -> None:
+    """Install both packages and what the training programs need, which is torch but not torchvision.
+
+    MONAI and torchmetrics import torchvision where they find it, and fail on one that was built for another torch.
+    """
+    install(session, *build(session, ROSE, GROUPING), groups=("train",))
+    install(session, "--no-deps", groups=("train-torch",))
+
+
+def run_example(session: nox.Session, script: str) -> None:
+    """Run a program of the documentation with the options given after ``--``."""
+    # Threads that spin while they wait cost more than they gain where other work shares the processor.
+    session.run(
+        "python", str(ROOT / "docs" / "examples" / script), *session.posargs, env={"OMP_WAIT_POLICY": "passive"}
+    )
 
 
 def build(session: nox.Session, *packages: Path) -> list[str]:
@@ -131,6 +156,14 @@ def tests_libraries(session: nox.Session) -> None:
     run_tests(session, *tests, options=("-m", "libraries"))
 
 
+@nox.session(name="tests-training")
+def tests_training(session: nox.Session) -> None:
+    """The training programs, from reading files to going on after a kill, on images of a few pixels."""
+    install_training(session)
+    install(session, "pytest", "pytest-xdist", "hypothesis")
+    run_tests(session, ROOT / "docs" / "examples", options=("-m", "training"))
+
+
 @nox.session(name="tests-gpu")
 def tests_gpu(session: nox.Session) -> None:
     """The tests marked gpu; fails where there is no CUDA device."""
@@ -144,9 +177,21 @@ def tests_gpu(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Segment a photograph with a network built from both packages; options go after ``--``."""
     install(session, *build(session, ROSE, GROUPING), groups=("demo",))
-    # Threads that spin while they wait cost more than they gain where other work shares the processor.
-    passive = {"OMP_WAIT_POLICY": "passive"}
-    session.run("python", str(ROOT / "docs" / "examples" / "segment_coins.py"), *session.posargs, env=passive)
+    run_example(session, "segment_coins.py")
+
+
+@nox.session
+def train(session: nox.Session) -> None:
+    """Train a network on your own images: ``nox -s train -- --images DIR --labels DIR``; see the documentation."""
+    install_training(session)
+    run_example(session, "train_segmentation.py")
+
+
+@nox.session
+def predict(session: nox.Session) -> None:
+    """Segment images with it: ``nox -s predict -- --checkpoint FILE --images DIR --out DIR``."""
+    install_training(session)
+    run_example(session, "predict_segmentation.py")
 
 
 @nox.session
