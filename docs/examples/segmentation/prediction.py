@@ -1,0 +1,129 @@
+"""From an image of any size to a label image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+from spatial_grouping_attention import compose
+from spatial_grouping_attention.models import SegmentationOutput, panoptic_segments
+from torch import Tensor, nn
+
+from segmentation.augment import normalise
+from segmentation.loop import autocast
+
+LARGEST = 2**22  # pixels that are predicted in one piece: 2048 x 2048, or 161 x 161 x 161
+OVERLAP = 0.25  # of neighbouring tiles
+
+
+class GroupUse(NamedTuple):
+    """Of one stage."""
+
+    unused: int
+    """Groups that are no token's most likely one."""
+    groups: int
+    """All of them."""
+
+
+class Prediction(NamedTuple):
+    """What a network makes of an image."""
+
+    labels: NDArray[np.int32]
+    """(*size): classes, or 0 for background and 1, 2, ... for instances."""
+    use: list[GroupUse]
+    """Of every stage; summed over tiles."""
+
+
+class Predictor:
+    """A network, and how it looks at images.
+
+    Args:
+        network: to predict with; put into evaluation mode.
+        task: ``"semantic"`` or ``"instances"``.
+        precision: see :class:`segmentation.settings.Settings`.
+        largest: pixels of an image that is seen as a whole. Larger ones are cut into tiles that overlap, whose logits
+            are blended with Gaussian weights. Instances are never cut: which parts in two tiles are one object
+            is not known from logits.
+    """
+
+    def __init__(self, network: nn.Module, task: str, precision: str = "float32", largest: int = LARGEST) -> None:
+        self.network = network.eval()
+        self.task = task
+        self.precision = precision
+        self.largest = largest
+        self.device = next(network.parameters()).device
+
+    def __call__(self, image: NDArray[np.generic], spacing: Sequence[float]) -> Prediction:
+        """Predict one image (C, *size), as the file has it."""
+        pixels = normalise(image)[None]
+        size = tuple(pixels.shape[2:])
+        tile = size if self.task == "instances" else tile_shape(size, spacing, self.largest)
+        if tile == size:
+            output = self.look(pixels, spacing)
+            return Prediction(self.decide(output), count_groups(output))
+        return self._predict_tiles(pixels, spacing, tile)
+
+    def look(self, pixels: Tensor, spacing: Sequence[float]) -> SegmentationOutput:
+        """All that the network says of one normalised image (1, C, *size)."""
+        with torch.no_grad(), autocast(self.device, self.precision):
+            output: SegmentationOutput = self.network(pixels.to(self.device), torch.tensor(spacing))
+        return output
+
+    def decide(self, output: SegmentationOutput) -> NDArray[np.int32]:
+        """Labels (*size) of what :meth:`look` gave."""
+        if self.task == "instances":
+            labels = panoptic_segments(output, things=[1])[0].instances
+        else:
+            labels = output.logits[0].argmax(0)
+        return labels.cpu().numpy().astype(np.int32)
+
+    def _predict_tiles(self, pixels: Tensor, spacing: Sequence[float], tile: tuple[int, ...]) -> Prediction:
+        """Classes from blended logits."""
+        use: list[GroupUse] = []
+
+        def predict(part: Tensor) -> Tensor:
+            output = self.look(part, spacing)
+            use[:] = add_use(use, count_groups(output))
+            return output.logits.float()
+
+        logits = sliding_window_inference(
+            pixels, tile, 1, predict, OVERLAP, mode="gaussian", sw_device=self.device, device="cpu"
+        )
+        return Prediction(logits[0].argmax(0).numpy().astype(np.int32), use)
+
+
+def tile_shape(size: Sequence[int], spacing: Sequence[float], largest: int) -> tuple[int, ...]:
+    """Halve an image where it is longest, in physical units, until it has ``largest`` pixels at most."""
+    tile = list(size)
+    while math.prod(tile) > largest:
+        longest = max(range(len(tile)), key=lambda axis: tile[axis] * spacing[axis] if tile[axis] > 1 else 0.0)
+        tile[longest] = -(-tile[longest] // 2)
+    return tuple(tile)
+
+
+def count_groups(output: SegmentationOutput) -> list[GroupUse]:
+    """How many groups of every stage nobody prefers; of a batch without padding."""
+    return [GroupUse(int(a.usage().unused.sum()), a.batch_size * a.num_groups) for a in output.assignments]
+
+
+def add_use(first: Sequence[GroupUse], second: Sequence[GroupUse]) -> list[GroupUse]:
+    """Sum of two counts, stage by stage; either may be empty."""
+    if not first or not second:
+        return list(first or second)
+    return [GroupUse(a.unused + b.unused, a.groups + b.groups) for a, b in zip(first, second, strict=True)]
+
+
+def group_labels(output: SegmentationOutput, size: Sequence[int]) -> list[NDArray[np.int64]]:
+    """The group of every pixel of the first image, one map (*size) per stage; segments are nested."""
+    maps = []
+    for stage in range(len(output.assignments)):
+        chain = compose(output.assignments[: stage + 1])
+        tokens = chain.labels(nested=True)[0].reshape(chain.input_shape).cpu().numpy()
+        rows = [np.arange(n) * tokens.shape[axis] // n for axis, n in enumerate(size)]
+        maps.append(tokens[np.ix_(*rows)])
+    return maps

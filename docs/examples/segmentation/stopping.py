@@ -1,0 +1,39 @@
+"""Stopping a program where nothing is half done."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """The program was asked to stop; no error, as KeyboardInterrupt is none."""
+
+
+class StopRequest:
+    """Within ``with``, Ctrl-C and SIGTERM (what batch systems send) wait for :meth:`check`; a second one does not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if somebody asked for it."""
+        if self.asked:
+            raise Stopped
