@@ -7,6 +7,7 @@ file has one only where it says so in a unit of length (the dots per inch of a p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +160,32 @@ def _load_picture(path: Path, labels: bool) -> Loaded:
     return Loaded(array, (Axis("space", "y"), Axis("space", "x"), *channel), alpha)
 
 
+class _Complaints(logging.Handler):
+    """What tifffile logs at errors that it passes over: a lost description, frames of files that are not there."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno >= logging.ERROR or "Missing data are zeroed" in message:
+            self.messages.append(message)
+
+
 def _load_tiff(path: Path, labels: bool) -> Loaded:
+    complaints, logger = _Complaints(), logging.getLogger("tifffile")
+    logger.addHandler(complaints)
+    try:
+        loaded = _load_tiff_as_it_is(path)
+    finally:
+        logger.removeHandler(complaints)
+    if complaints.messages:
+        raise ValueError(complaints.messages[0])
+    return loaded
+
+
+def _load_tiff_as_it_is(path: Path) -> Loaded:
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.series) != 1:
             sizes = ", ".join(" x ".join(map(str, series.shape)) for series in tiff.series[:4])
