@@ -58,7 +58,7 @@ def check_pair(pair: Pair, task: str, num_classes: int | None, spacing_given: bo
     if not spacing_given and ours and theirs and not np.allclose(ours, theirs, rtol=SAME_SPACING, atol=0):
         yield f"{pair.labels_path}: expected the spacing of its image, {_size(ours)}; found {_size(theirs)}"
     yield from _check_orientation(pair)
-    values = np.unique(pair.labels.array)
+    values = _values(pair)
     if task == "semantic" and num_classes is not None:
         yield from _check_classes(pair, values, num_classes)
     elif values[0] < 0:
@@ -78,7 +78,7 @@ def check_folder(pairs: Sequence[Pair], task: str, num_classes: int | None, spac
     if not spacing_given:
         yield from _check_spacing(pairs)
     yield from _check_copies(pairs)
-    values = np.unique(np.concatenate([np.unique(pair.labels.array) for pair in pairs]))
+    values = np.unique(np.concatenate([_values(pair) for pair in pairs]))
     if len(values) == 1:
         yield f"{pairs[0].labels_path.parent}: expected two labels at least; found {values[0]} everywhere in all files"
     elif task == "instances":
@@ -130,7 +130,7 @@ def _check_gaps(pairs: Sequence[Pair], values: NDArray) -> Iterator[str]:
 
 def _check_numbering(pairs: Sequence[Pair]) -> Iterator[str]:
     """Masks in place of instances: one number in every file, for several objects."""
-    if any(len(np.unique(pair.labels.array)) > 2 for pair in pairs):
+    if any(len(_values(pair)) > 2 for pair in pairs):
         return
     pieces = [ndimage.label(pair.labels.array)[1] for pair in pairs]
     most = int(np.argmax(pieces))
@@ -173,6 +173,11 @@ def _check_copies(pairs: Sequence[Pair]) -> Iterator[str]:
         if key in seen:
             yield f"{pair.image_path}: expected an image of its own; found the pixels of {seen[key].name}"
         seen.setdefault(key, pair.image_path)
+
+
+def _values(pair: Pair) -> NDArray[np.int64]:
+    """Of the labels, in a type that can be calculated with."""
+    return np.unique(pair.labels.array).astype(np.int64)
 
 
 def _mapping(values: NDArray, num_classes: int) -> str:
