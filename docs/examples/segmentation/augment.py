@@ -84,10 +84,17 @@ def turn(piece: Piece, size: Sequence[int], rng: Generator) -> Piece:
 
     With both, every turn by 90 degrees and every mirror image is as likely as any other. Spacing goes with its axis.
     """
-    axes = list(range(len(size)))
-    alike = [[a for a in axes if size[a] == size[b] and _close(piece.spacing[a], piece.spacing[b])] for b in axes]
+    axes = range(len(size))
+    groups: list[list[int]] = []
+    for axis in axes:
+        alike = (g for g in groups if size[g[0]] == size[axis] and _close(piece.spacing[g[0]], piece.spacing[axis]))
+        group = next(alike, None)
+        if group is None:
+            groups.append([axis])
+        else:
+            group.append(axis)
     order = list(axes)
-    for group in {tuple(group) for group in alike}:
+    for group in groups:
         for place, axis in zip(group, rng.permutation(group).tolist(), strict=True):
             order[place] = axis
     mirrored = [axis for axis in axes if rng.random() < 0.5]
