@@ -18,7 +18,7 @@ pytestmark = pytest.mark.training
 
 SEEDS = st.integers(0, 2**32 - 1)
 SPACINGS = {2: (0.5, 0.2), 3: (2.0, 0.5, 0.3)}
-SHAPES = {2: (40, 60), 3: (14, 30, 24)}
+SHAPES = {2: (40, 60), 3: (30, 40, 36)}
 
 
 def ramps(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Piece:
@@ -191,12 +191,12 @@ class TestGeometry:
         room = [math.ceil(n * LARGEST_RESCALE) for n in SHAPES[dims]]
         piece = cut(source, room, np.random.default_rng(seed), rescale=True)
         assert set(np.unique(piece.labels)) == {0, 1}
-        before = source.labels.sum() * math.prod(source.spacing)
-        after = piece.labels.sum() * math.prod(piece.spacing)
-        assert after == pytest.approx(before, rel=0.1)
-        for axis in range(dims):
-            extents = [np.ptp(np.nonzero(p.labels)[axis]) * p.spacing[axis] for p in (source, piece)]
-            assert abs(extents[0] - extents[1]) <= 2 * max(source.spacing[axis], piece.spacing[axis])
+        volumes = [p.labels.sum() * math.prod(p.spacing) for p in (source, piece)]
+        extents = [(np.ptp(np.nonzero(p.labels), axis=1) + 1) * p.spacing for p in (source, piece)]
+        # Its surface is known to half a pixel on either side, in both.
+        uncertain = np.array(source.spacing) + piece.spacing
+        assert (abs(extents[0] - extents[1]) <= uncertain).all()
+        assert volumes[1] == pytest.approx(volumes[0], rel=(uncertain / extents[0]).sum())
 
     @given(seed=SEEDS)
     @settings(max_examples=30, deadline=None)
@@ -279,7 +279,9 @@ class TestNormalise:
         few = int(CLIPPED / 100 * image.size) // 2
         hot[0, 0, :few] = 1e9
         hot[0, 0, few : 2 * few] = -1e9
-        assert torch.allclose(normalise(hot)[:, 1:], normalise(image)[:, 1:], atol=0.2)
+        usual = torch.from_numpy(image[:, 1:] < np.percentile(image, 99.5))
+        assert torch.allclose(normalise(hot)[:, 1:][usual], normalise(image)[:, 1:][usual], atol=0.05)
+        assert normalise(hot).abs().max() < 10
 
     def test_a_small_object_in_the_dark_stays_bright(self):
         """A quarter of a percent of the image: cutting off half a percent at either end would erase it."""
