@@ -15,6 +15,7 @@ from skimage.segmentation import relabel_sequential
 from torchmetrics.classification import MulticlassJaccardIndex
 
 THRESHOLDS = (0.5, 0.75)
+MORE_THAN_HALF = float(np.nextafter(0.5, 1))  # so no object has two matches
 
 
 def semantic_scores(
@@ -49,30 +50,28 @@ def instance_scores(predictions: Iterable[NDArray], references: Iterable[NDArray
 
     At an IoU t, predicted and real objects are matched one to one so that as many as possible have an IoU of at
     least t. AP is then TP / (TP + FP + FN), as StarDist and the Data Science Bowl of 2018 have it (without a
-    confidence, so no area under a curve). Panoptic quality (Kirillov et al., CVPR 2019) takes the matches at 0.5 of
-    all images together, and is the mean IoU of matches, SQ, times their F-score, RQ. (torchmetrics' and MONAI's come
-    to the same, see the tests, and to a part of it only: the matches would be found three times over.)
+    confidence, so no area under a curve). Panoptic quality (Kirillov et al., CVPR 2019) takes the matches of more than
+    0.5 of all images together, and is the mean IoU of matches, SQ, times their F-score, RQ. (torchmetrics and MONAI
+    have it too and agree, but would search for the matches anew, pixel by pixel and object by object.)
 
     Returns:
         "AP@0.5" and "AP@0.75": mean over images, without those in which nothing is and nothing was found;
         "AP@0.5 pooled" and "AP@0.75 pooled": TP, FP and FN summed over images first; "PQ", "SQ", "RQ". NaN where
         there is no object at all.
     """
-    found: dict[float, list[Matches]] = {t: [] for t in THRESHOLDS}
+    found: dict[float, list[Matches]] = {t: [] for t in (*THRESHOLDS, MORE_THAN_HALF)}
     for predicted, reference in _pairs(predictions, references):
         overlaps = iou_matrix(predicted, reference)
         for threshold, matches in found.items():
             matches.append(match(overlaps, threshold))
-    pooled = {t: Matches(*map(sum, zip(*matches, strict=True))) for t, matches in found.items() if matches}
-    if not pooled:
+    if not found[MORE_THAN_HALF]:
         raise ValueError("predictions must be at least one image; got none")
-    scores = {f"AP@{t:g}": _mean([one.average_precision for one in matches]) for t, matches in found.items()}
-    scores |= {f"AP@{t:g} pooled": matches.average_precision for t, matches in pooled.items()}
-    half = pooled[0.5]
-    quality, recognised = half.iou, half.true + (half.false_positive + half.false_negative) / 2
-    return scores | {
-        "PQ": _share(quality, recognised), "SQ": _share(quality, half.true), "RQ": _share(half.true, recognised)
-    }  # fmt: skip
+    pooled = {t: Matches(*map(sum, zip(*matches, strict=True))) for t, matches in found.items()}
+    scores = {f"AP@{t:g}": _mean([one.average_precision for one in found[t]]) for t in THRESHOLDS}
+    scores |= {f"AP@{t:g} pooled": pooled[t].average_precision for t in THRESHOLDS}
+    true, false_positive, false_negative, iou = pooled[MORE_THAN_HALF]
+    objects = true + (false_positive + false_negative) / 2
+    return scores | {"PQ": _share(iou, objects), "SQ": _share(iou, true), "RQ": _share(true, objects)}
 
 
 class Matches(NamedTuple):
