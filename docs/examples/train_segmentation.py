@@ -165,7 +165,7 @@ def run_epoch(training: Training, work: Work, records: Records, stop: StopReques
 
     figure = draw(predictor, work.unseen[:PICTURED], settings.num_classes)
     training.close_epoch({"epoch": training.epoch + 1, **losses, **scores})
-    records.epoch(training.steps_done, training.history, figure)
+    records.epoch(training.steps_done, scores, training.history, figure)
     name = MAIN_SCORES[settings.task]
     best = best_epoch(training.history, name)
     if best == training.epoch:

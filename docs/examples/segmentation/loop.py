@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,7 @@ class Training:
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),
+                worker_init_fn=_ignore_the_keyboard,
             )
         )
 
@@ -164,6 +166,11 @@ class Training:
         torch.set_rng_state(state["random"]["cpu"].cpu())
         if self.device.type == "cuda" and state["random"]["cuda"]:
             torch.cuda.set_rng_state_all([numbers.cpu() for numbers in state["random"]["cuda"]])
+
+
+def _ignore_the_keyboard(_: int) -> None:
+    """Ctrl-C reaches workers too; they go on until the step is complete."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

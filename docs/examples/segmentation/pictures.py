@@ -15,8 +15,9 @@ from segmentation.augment import normalise
 from segmentation.pairs import Sample
 from segmentation.prediction import Predictor, group_labels
 
-WINDOW = {2: 256, 3: 96}  # pixels of a panel along an axis: groups of a few pixels must be seen
+WINDOW = {2: 128, 3: 64}  # pixels shown along an axis: groups of a few pixels must be seen
 PANEL = 3.2  # inches
+DPI = 120
 
 
 def draw(predictor: Predictor, samples: Sequence[Sample], num_classes: int) -> Figure:
@@ -29,7 +30,7 @@ def draw(predictor: Predictor, samples: Sequence[Sample], num_classes: int) -> F
     """
     rows = [_panels(predictor, sample) for sample in samples]
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(PANEL * columns, (PANEL + 0.3) * len(rows)), layout="constrained")
+    figure = Figure(figsize=(PANEL * columns, (PANEL + 0.3) * len(rows)), dpi=DPI, layout="constrained")
     panels: Any = figure.subplots(len(rows), columns, squeeze=False)
     instances = predictor.task == "instances"
     for sample, row, places in zip(samples, rows, panels, strict=True):
@@ -74,9 +75,11 @@ def displayed(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def outlined(picture: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A picture with the borders between groups drawn in."""
-    borders = find_boundaries(groups, mode="inner")
-    return np.where(borders[..., None], (1.0, 0.9, 0.0), picture)
+    """A picture with the borders between groups drawn in; enlarged, so that they are thin beside the groups."""
+    zoom = max(1, round(PANEL * DPI / max(groups.shape)))
+    enlarged = [part.repeat(zoom, 0).repeat(zoom, 1) for part in (picture, groups + 1)]  # 0 would have no border
+    borders = find_boundaries(enlarged[1], mode="inner")
+    return np.where(borders[..., None], (1.0, 0.9, 0.0), enlarged[0])
 
 
 def paint(labels: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:

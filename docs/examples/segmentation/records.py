@@ -37,9 +37,11 @@ class Records:
             self.writer.add_scalar(f"training/{name}", value, steps_done)
         self.writer.add_scalar("training/learning rate", learning_rate, steps_done)
 
-    def epoch(self, steps_done: int, history: Sequence[Mapping[str, Any]], figure: Figure) -> None:
+    def epoch(
+        self, steps_done: int, scores: Mapping[str, Any], history: Sequence[Mapping[str, Any]], figure: Figure
+    ) -> None:
         """Scores and picture of the last epoch in the history, and the table of all."""
-        for name, value in flat(history[-1]).items():
+        for name, value in flat(scores).items():
             self.writer.add_scalar(f"validation/{name}", value, steps_done)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
