@@ -76,6 +76,16 @@ class TestBrokenFiles:
             with pytest.raises(FileError, match=f"{name}: {message}"):
                 read_image(tmp_path / name, 2)
 
+    def test_a_file_that_may_not_be_opened(self, tmp_path, monkeypatch):
+        path = saved(tmp_path / "a.png", COLOURS)
+
+        def refuse(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(FileError, match=r"a\.png: expected a complete image file; found .*Permission denied"):
+            read_image(path, 2)
+
     def test_complex_numbers(self, tmp_path):
         with pytest.raises(FileError, match="expected integers or real numbers; found type complex64"):
             read_image(saved(tmp_path / "a.nii", VOLUME.astype(np.complex64)), 3)

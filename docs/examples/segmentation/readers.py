@@ -81,14 +81,14 @@ def read_labels(path: Path, spatial_dims: int) -> Volume:
     if loaded.alpha:
         array = without_alpha(path, array)
     if (array[1:] != array[:1]).any():
-        colours = len(np.unique(array.reshape(len(array), -1), axis=1).T)
-        found = f"{len(array)} channels that differ ({colours} colours)"
+        found = f"{len(array)} channels that differ"
+        if len(array) <= 4:
+            found += f" ({len(np.unique(array.reshape(len(array), -1), axis=1).T)} colours)"
         raise FileError.of(path, "labels, one whole number for every pixel", found)
     labels = array[0]
     if labels.dtype.kind == "b":
         labels = labels.astype(np.uint8)
     if labels.dtype.kind == "f":
-        # A NaN or an infinity is not equal to its remainder's zero either.
         fractions = labels[~(np.isfinite(labels) & (labels == np.round(labels)))]
         if fractions.size:
             found = f"{fractions.size} values that are not, such as {fractions[0]:g}"
@@ -119,14 +119,12 @@ def orientation_of(path: Path) -> str | None:
 
 def _load(path: Path, labels: bool) -> Loaded:
     """The array in a file. What a library throws at a broken file is none of its contract, so all of it is caught."""
-    kind = checked_format(path)
-    if kind == "JPEG" and labels:
-        raise FileError.of(path, "labels in a format that keeps values (PNG, TIFF, NIfTI, OME-Zarr)", "JPEG")
-    read: Callable[..., Loaded] = {
-        "PNG": _load_picture, "JPEG": _load_picture, "TIFF": _load_tiff, "Zarr": _load_zarr
-    }.get(kind, _load_nifti)  # fmt: skip
+    kind = "image"
     try:
-        loaded = read(path, labels)
+        kind = checked_format(path)
+        if kind == "JPEG" and labels:
+            raise FileError.of(path, "labels in a format that keeps values (PNG, TIFF, NIfTI, OME-Zarr)", "JPEG")
+        loaded = LOADERS[kind](path, labels)
     except FileError:
         raise
     except Exception as error:
@@ -260,3 +258,12 @@ def _load_zarr(path: Path, labels: bool) -> Loaded:
 def _plain_axis(name: str | None) -> Axis:
     """An axis of an array that is not OME-Zarr."""
     return Axis("unnamed", "(no name)") if name is None else Axis(ZARR_KINDS.get(name, "other"), name)
+
+
+LOADERS: dict[str, Callable[[Path, bool], Loaded]] = {
+    "PNG": _load_picture,
+    "JPEG": _load_picture,
+    "TIFF": _load_tiff,
+    "Zarr": _load_zarr,
+    "NIfTI": _load_nifti,
+}
