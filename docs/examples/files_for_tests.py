@@ -44,3 +44,15 @@ def ome_zarr(path: Path, array: np.ndarray, axes: list, scale: list, version: st
 
 def space(names: str, **more) -> list[dict]:
     return [{"name": name, "type": "space", **more} for name in names]
+
+
+def picture(seed: int, shape: tuple[int, ...] = (24, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, shape).astype(np.uint8)
+
+
+def blobs(seed: int, shape: tuple[int, ...] = (24, 32)) -> np.ndarray:
+    """Classes 0, 1 and 2, the last two in several pieces."""
+    labels = np.zeros(shape, np.uint8)
+    labels[2:8, 3:9] = labels[12:20, 4:12] = 1
+    labels[5:15, 20:28] = 2
+    return np.roll(labels, seed, -1)

@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from skimage.measure import label
 
 from segmentation.readers import Volume, orientation_of
 
 MOST_SHOWN = 20  # problems in the text of an error
-MOST_CLASSES = 256  # more are hardly classes: the labels of instances, or a picture
+MANY_CLASSES = 16  # more may be objects that were numbered; they are looked at
+FEW_OBJECTS = 8  # in every image; more are hardly classes
 SAME_SPACING = 1e-3  # relative; formats round differently
 
 
 class DataError(ValueError):
     """What is wrong with a folder of images and labels; ``problems`` lists all, the message the first of them."""
 
-    def __init__(self, problems: Sequence[str], summary: str | None = None) -> None:
+    def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data"
-        lines = [count + (f" ({summary})" if summary else "") + ":", *(f"- {p}" for p in problems[:MOST_SHOWN])]
+        lines = [f"{_plural(len(problems), 'problem')} with the data:", *(f"- {p}" for p in problems[:MOST_SHOWN])]
         if len(problems) > MOST_SHOWN:
             lines.append(f"... and {len(problems) - MOST_SHOWN} more")
         super().__init__("\n".join(lines))
@@ -118,26 +118,40 @@ def _check_classes(pair: Pair, values: NDArray, num_classes: int) -> Iterator[st
 
 def _check_gaps(pairs: Sequence[Pair], values: NDArray) -> Iterator[str]:
     """All files' labels where the number of classes follows from them."""
-    if len(values) == values[-1] + 1 and len(values) <= MOST_CLASSES:
+    gaps = len(values) != values[-1] + 1
+    instances = len(values) > MANY_CLASSES and _counted_anew(pairs)
+    if not gaps and not instances:
         return
     largest = max(pairs, key=lambda pair: pair.labels.array.max())
-    hint = _mapping(values, len(values)) or "; say how many classes there are, or number them without gaps"
-    if len(values) > MOST_CLASSES:
-        hint = "; these look like instances, not classes"
-    found = f"{_listed(values)} in all files, {values[-1]} in this one{hint}"
-    yield f"{largest.labels_path}: expected classes 0, 1, 2, ... without gaps, at most {MOST_CLASSES}; found {found}"
+    found = f"{_listed(values)} in all files, {values[-1]} in this one"
+    if instances:
+        hint = (
+            "; these look like instances, numbered anew in every file; say how many classes there are if they are not"
+        )
+    else:
+        hint = _mapping(values, len(values)) or "; say how many classes there are, or number them without gaps"
+    yield f"{largest.labels_path}: expected classes 0, 1, 2, ... without gaps; found {found}{hint}"
+
+
+def _counted_anew(pairs: Sequence[Pair]) -> bool:
+    """Whether labels are 0, 1, ... up to a different number in every file: so objects are numbered, hardly classes."""
+    values = [_values(pair) for pair in pairs]
+    last = {int(v[-1]) for v in values}
+    return len(last) > 1 and all(len(v[v > 0]) == v[-1] for v in values)
 
 
 def _check_numbering(pairs: Sequence[Pair]) -> Iterator[str]:
-    """Masks in place of instances: one number in every file, for several objects."""
-    if any(len(_values(pair)) > 2 for pair in pairs):
+    """Classes in place of instances: few numbers in every file, each for several objects that do not touch."""
+    numbers = [int(np.count_nonzero(_values(pair))) for pair in pairs]
+    if max(numbers) > FEW_OBJECTS:
         return
-    pieces = [ndimage.label(pair.labels.array)[1] for pair in pairs]
-    most = int(np.argmax(pieces))
-    if pieces[most] > 1:
+    pieces = [int(label(pair.labels.array).max()) for pair in pairs]
+    if sum(pieces) >= 2 * sum(numbers):
+        most = int(np.argmax(pieces))
         yield (
-            f"{pairs[most].labels_path}: expected a number for every object; found one number for {pieces[most]} "
-            "separate ones, and no file with more: number them, such as by skimage.measure.label, or train on classes"
+            f"{pairs[most].labels_path}: expected a number for every object; found {pieces[most]} separate ones with "
+            f"{_plural(numbers[most], 'number')}, and others alike: number them, such as by skimage.measure.label, or "
+            "train on classes"
         )
 
 

@@ -46,28 +46,10 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[str, Path, Path]]:
         DataError: names every image without labels, every file of labels without an image, and names that more than
             one file has; and says what there was where nothing fits together.
     """
-    problems = [f"{folder}: expected a folder; found none" for folder in (images, labels) if not folder.is_dir()]
-    if not problems and images.resolve() == labels.resolve():
-        problems = [f"{images}: expected images and labels in two folders; found one for both"]
+    pairs, problems = _pair_up(images, labels)
     if problems:
         raise DataError(problems)
-    pictures, masks = list_files(images), list_files(labels)
-    stems = {stem_of(path) for path in pictures}
-    by_name = [(stem_of(path), path) for path in pictures], [(_image_name(path, stems), path) for path in masks]
-    if not stems & {name for name, _ in by_name[1]}:
-        raise DataError([_nothing_found(images, labels, pictures, masks)])
-    first, second = (dict(named) for named in by_name)
-    problems = [*_duplicates(by_name[0], "image"), *_duplicates(by_name[1], "file of labels of that image")]
-    for name in sorted(first.keys() - second.keys()):
-        expected = f"labels named {name} or {name}_mask in {labels}"
-        problems.append(f"{first[name]}: expected {expected}; {_others(labels, name)}")
-    for name in sorted(second.keys() - first.keys()):
-        problems.append(f"{second[name]}: expected an image named {name} in {images}; {_others(images, name)}")
-    if problems:
-        lacking = len(first.keys() - second.keys())
-        summary = f"{lacking} of {len(first)} images have no labels" if lacking else None
-        raise DataError(problems, summary)
-    return [(name, first[name], second[name]) for name in sorted(first)]
+    return pairs
 
 
 def load_samples(
@@ -108,9 +90,9 @@ def load_samples(
         if task == "instances":
             raise ValueError(f"num_classes must be None for instances; got {num_classes}")
     given = None if spacing is None else require_per_axis("spacing", spacing, spatial_dims, positive=True)
-    problems: list[str] = []
+    paths, problems = _pair_up(images, labels)
     pairs: list[Pair] = []
-    for name, image_path, labels_path in find_pairs(images, labels):
+    for name, image_path, labels_path in paths:
         read = []
         for reader, path in ((read_image, image_path), (read_labels, labels_path)):
             try:
@@ -145,6 +127,31 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
     count = min(max(round(fraction * len(samples)), 1), len(samples) - 1)
     chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
     return [s for i, s in enumerate(samples) if i not in chosen], [s for i, s in enumerate(samples) if i in chosen]
+
+
+def _pair_up(images: Path, labels: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+    """All pairs, and what is wrong with the rest."""
+    problems = [f"{folder}: expected a folder; found none" for folder in (images, labels) if not folder.is_dir()]
+    if not problems and images.resolve() == labels.resolve():
+        problems = [f"{images}: expected images and labels in two folders; found one for both"]
+    if problems:
+        return [], problems
+    pictures, masks = list_files(images), list_files(labels)
+    stems = {stem_of(path) for path in pictures}
+    by_name = [(stem_of(path), path) for path in pictures], [(_image_name(path, stems), path) for path in masks]
+    first, second = (dict(named) for named in by_name)
+    if not first.keys() & second.keys():
+        return [], [_nothing_found(images, labels, pictures, masks)]
+    problems += [*_duplicates(by_name[0], "image"), *_duplicates(by_name[1], "file of labels of that image")]
+    lacking = sorted(first.keys() - second.keys())
+    if lacking:
+        problems.append(f"{labels}: expected labels of {len(first)} images; found none for {len(lacking)} of them")
+    for name in lacking:
+        expected = f"labels named {name} or {name}_mask in {labels}"
+        problems.append(f"{first[name]}: expected {expected}; {_others(labels, name)}")
+    for name in sorted(second.keys() - first.keys()):
+        problems.append(f"{second[name]}: expected an image named {name} in {images}; {_others(images, name)}")
+    return [(name, first[name], second[name]) for name in sorted(first.keys() & second.keys())], problems
 
 
 def _sample(pair: Pair, task: str, given: Sequence[float] | None) -> Sample:
