@@ -11,6 +11,7 @@ from RoSE.validation import require_boolean, require_int, require_integral, requ
 from torch import Tensor, nn
 
 from .output import SegmentationOutput
+from .panoptic import wide
 
 # Memberships closer to 1 than this count as this far: what belongs to others has a finite logarithm.
 CLOSEST = 1e-6
@@ -40,26 +41,21 @@ class MatchingLosses(NamedTuple):
     """Dice loss of the matched candidates' masks."""
 
 
-class Pair(NamedTuple):
-    """An image's matched candidates and objects, one of each per entry."""
-
-    candidates: Tensor
-    objects: Tensor
-
-
 class SetMatchingLoss(nn.Module):
     """Match objects with candidates at the least total cost, and score the pairs (arXiv:2107.06278, arXiv:2112.01527).
 
-    The cost of a pair is what it would add to the loss: the (negative) probability of the object's class, and binary
-    cross-entropy and dice loss between its mask and the candidate's memberships. Matched candidates learn the class and
-    the mask of their objects, all others the class "no object". Where there are more objects than candidates, the
+    A pair costs the dice loss between the object's mask and the candidate's memberships, less the probability of the
+    object's class. Matched candidates learn the class and the mask of their objects (binary cross-entropy and dice
+    loss of the memberships), all others the class "no object". Where there are more objects than candidates, the
     objects that fit worst are left out.
+
+    No mask is made of a candidate that is not matched.
 
     Pixels that are not valid count for nothing, and neither do objects without a valid pixel.
 
     Args:
         num_classes: classes of objects, as the network's.
-        class_weight, mask_weight, dice_weight: of the terms, in costs and losses.
+        class_weight, mask_weight, dice_weight: of the terms, the first and the last also in costs.
         no_object_weight: of "no object" in the cross-entropy, in which other classes have a weight of 1.
 
     Raises:
@@ -100,82 +96,68 @@ class SetMatchingLoss(nn.Module):
         """
         if output.candidates is None or output.class_logits is None:
             raise ValueError('output must come from a network with head="panoptic"; got one without candidates')
-        images = self._visible(output, targets)
-        pairs = self._pairs(output, output.class_logits.float(), images)
-        classes = self._classes(output.candidates, output.class_logits.float(), images, pairs)
-        masks, dice = self._masks(output, images, pairs)
+        class_logits = output.class_logits.float()
+        objects = self._batch(output, targets)
+        slots = self._slots(output, class_logits, objects)
+        classes = self._classes(output.candidates, class_logits, objects.labels, slots)
+        chosen = output.candidates.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
+        masks, dice = mask_losses(output.masks_of(chosen).flatten(2), objects.masks, _valid_pixels(output))
+        pairs = slots >= 0
+        weight = 1 / pairs.sum().clamp(min=1)
+        masks, dice = (weight * losses.masked_select(pairs).sum() for losses in (masks, dice))
+        masks, dice = self.mask_weight * masks, self.dice_weight * dice
         return MatchingLosses(classes + masks + dice, classes, masks, dice)
 
-    def _visible(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> list[Objects]:
-        """What images have to be matched: masks (n, pixels) over the valid pixels only, none of them empty."""
+    def _batch(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> Objects:
+        """All images' objects that have a valid pixel: labels (B, K), -1 for none, and masks (B, K, pixels)."""
         batch, size = output.logits.shape[0], tuple(output.logits.shape[2:])
         if len(targets) != batch:
             raise ValueError(f"targets must have one entry per image, {batch}; got {len(targets)}")
-        images = []
+        valid, images = _valid_pixels(output), []
         for i, (labels, masks) in enumerate(targets):
-            require_sizes(f"labels of targets[{i}]", require_integral(f"labels of targets[{i}]", labels), "n")
-            require_boolean(f"masks of targets[{i}]", masks)
-            if tuple(masks.shape) != (len(labels), *size):
-                expected = (len(labels), *size)
-                raise ValueError(f"masks of targets[{i}] must have shape {expected}; got {tuple(masks.shape)}")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                raise ValueError(
-                    f"labels of targets[{i}] must be in [0, {self.num_classes}); got {labels.unique().tolist()}"
-                )
-            seen = _valid_pixels(masks.flatten(1), output.valid, i)
+            self._require_objects(f"targets[{i}]", labels, masks, size)
+            seen = masks.flatten(1) & valid[i]
             kept = seen.any(1)
-            images.append(Objects(labels[kept].long(), seen[kept]))
-        return images
+            images.append((labels[kept].long(), seen[kept]))
+        most = max(1, *(len(labels) for labels, _ in images))
+        missing = [most - len(labels) for labels, _ in images]
+        return Objects(
+            torch.stack([F.pad(labels, (0, n), value=-1) for (labels, _), n in zip(images, missing, strict=True)]),
+            torch.stack([F.pad(masks, (0, 0, 0, n)) for (_, masks), n in zip(images, missing, strict=True)]),
+        )
+
+    def _require_objects(self, name: str, labels: Tensor, masks: Tensor, size: tuple[int, ...]) -> None:
+        require_sizes(f"labels of {name}", require_integral(f"labels of {name}", labels), "n")
+        expected = len(labels), *size
+        if tuple(require_boolean(f"masks of {name}", masks).shape) != expected:
+            raise ValueError(f"masks of {name} must have shape {expected}; got {tuple(masks.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(f"labels of {name} must be in [0, {self.num_classes}); got {sorted(set(labels.tolist()))}")
 
     @torch.no_grad()
-    def _pairs(self, output: SegmentationOutput, class_logits: Tensor, images: Sequence[Objects]) -> list[Pair]:
-        """Match every image's objects with its candidates."""
+    def _slots(self, output: SegmentationOutput, class_logits: Tensor, objects: Objects) -> Tensor:
+        """Match every image's objects with its candidates: which of these is whose, (B, K), -1 for none."""
         assert output.candidates is not None
-        pairs = []
-        log_members = output.masks_of(output.candidates).flatten(2)
-        for i, (labels, masks) in enumerate(images):
-            real = (output.candidates[i] >= 0).nonzero().squeeze(1)
-            members = _valid_pixels(log_members[i, real], output.valid, i)
-            probability = class_logits[i, real].softmax(-1)[:, labels]
-            entropy, dice = pair_costs(members, masks.to(members.dtype))
-            cost = -self.class_weight * probability + self.mask_weight * entropy + self.dice_weight * dice
-            candidates, objects = match(cost)
-            pairs.append(Pair(real[candidates], objects))
-        return pairs
+        slots = torch.full_like(objects.labels, -1)
+        for i, (inside, mass) in enumerate(zip(*overlaps(output, objects.masks), strict=True)):
+            candidates, wanted = (output.candidates[i] >= 0).nonzero().squeeze(1), objects.labels[i] >= 0
+            groups, labels = output.candidates[i, candidates], objects.labels[i, wanted]
+            dice = dice_loss(inside[groups][:, wanted], mass[groups].unsqueeze(1), objects.masks[i, wanted].sum(1))
+            cost = self.dice_weight * dice - self.class_weight * class_logits[i, candidates].softmax(-1)[:, labels]
+            rows, columns = match(cost)
+            slots[i, columns] = candidates[rows]
+        return slots
 
-    def _classes(
-        self, candidates: Tensor, class_logits: Tensor, images: Sequence[Objects], pairs: Sequence[Pair]
-    ) -> Tensor:
+    def _classes(self, candidates: Tensor, class_logits: Tensor, labels: Tensor, slots: Tensor) -> Tensor:
         """Cross-entropy of all candidates' classes, averaged by weights."""
         wanted = torch.full_like(candidates, self.num_classes).masked_fill(candidates < 0, IGNORED)
-        for row, (labels, _), pair in zip(wanted, images, pairs, strict=True):
-            row[pair.candidates] = labels[pair.objects]
+        image, entry = (slots >= 0).nonzero(as_tuple=True)
+        wanted[image, slots[image, entry]] = labels[image, entry]
         weights = class_logits.new_ones(self.num_classes + 1)
         weights[-1] = self.no_object_weight
-        total = F.cross_entropy(
-            class_logits.flatten(0, 1), wanted.flatten(), weights, ignore_index=IGNORED, reduction="sum"
-        )
+        losses = F.cross_entropy(class_logits.mT, wanted, weights, ignore_index=IGNORED, reduction="sum")
         weight = weights[wanted[wanted != IGNORED]].sum()
-        return self.class_weight * total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-
-    def _masks(
-        self, output: SegmentationOutput, images: Sequence[Objects], pairs: Sequence[Pair]
-    ) -> tuple[Tensor, Tensor]:
-        """Mask losses of the pairs, averaged over them; only their masks are made with a gradient."""
-        assert output.candidates is not None
-        counts = [len(pair.candidates) for pair in pairs]
-        chosen = output.candidates.new_full((len(pairs), max(*counts, 1)), -1)
-        for row, of_image, pair, n in zip(chosen, output.candidates, pairs, counts, strict=True):
-            row[:n] = of_image[pair.candidates]
-        log_members = output.masks_of(chosen).flatten(2)
-        entropy = dice = log_members.sum() * 0.0
-        for i, (image, pair, n) in enumerate(zip(images, pairs, counts, strict=True)):
-            members = _valid_pixels(log_members[i, :n], output.valid, i)
-            masks = image.masks[pair.objects].to(members.dtype)
-            entropy = entropy + mask_entropy(members, masks).sum()
-            dice = dice + dice_loss(members, masks).sum()
-        pairs_in_all = max(sum(counts), 1)
-        return self.mask_weight * entropy / pairs_in_all, self.dice_weight * dice / pairs_in_all
+        return self.class_weight * losses / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def objects_of(instances: Tensor, classes: int | Tensor) -> list[Objects]:
@@ -212,33 +194,55 @@ def objects_of(instances: Tensor, classes: int | Tensor) -> list[Objects]:
     return found
 
 
+def overlaps(output: SegmentationOutput, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of every group lies inside of every mask, and how much of it there is.
+
+    Sums over the members of groups say this without any group's mask: memory is that of the objects' masks.
+
+    Args:
+        output: of the network.
+        masks: (B, K, pixels) boolean.
+
+    Returns:
+        Pixels, counted by memberships: (B, N_out, K) and (B, N_out).
+    """
+    every = torch.cat((masks, _valid_pixels(output).unsqueeze(1)), 1)
+    sums = output.memberships().sum(torch.unflatten(every.to(wide(output.logits.dtype)), 2, output.logits.shape[2:]))
+    return sums[..., :-1], sums[..., -1]
+
+
+def mask_losses(log_members: Tensor, masks: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of pairs of a soft and a hard mask.
+
+    Args:
+        log_members: logarithms of memberships (B, K, pixels).
+        masks: (B, K, pixels) boolean.
+        valid: (B, pixels) boolean; memberships and masks have nothing elsewhere.
+
+    Returns:
+        Binary cross-entropy, averaged over the valid pixels, and :func:`dice_loss`: (B, K).
+    """
+    entropy = -torch.where(masks, log_members, log_complement(log_members)).sum(2)
+    members = log_members.exp()
+    dice = dice_loss((members * masks).sum(2), members.sum(2), masks.sum(2))
+    return entropy / valid.sum(1, keepdim=True).clamp(min=1), dice
+
+
 def log_complement(log_members: Tensor) -> Tensor:
     """``log(1 - p)`` from ``log p``."""
     return (-log_members.clamp(max=-CLOSEST).expm1()).log()
 
 
-def mask_entropy(log_members: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy (n,) of memberships with masks, both (n, pixels), averaged over the pixels."""
-    return -torch.where(masks > 0, log_members, log_complement(log_members)).mean(1)
+def dice_loss(inside: Tensor, mass: Tensor, area: Tensor) -> Tensor:
+    """Of a soft mask of a given mass, part of it inside of an object of a given area; 1 is added to both sides."""
+    return 1 - (2 * inside + 1) / (mass + area + 1)
 
 
-def dice_loss(log_members: Tensor, masks: Tensor) -> Tensor:
-    """``1 - (2 |A B| + 1) / (|A| + |B| + 1)``, (n,), of memberships and masks, both (n, pixels)."""
-    members = log_members.exp()
-    return 1 - (2 * (members * masks).sum(1) + 1) / (members.sum(1) + masks.sum(1) + 1)
-
-
-def pair_costs(log_members: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`mask_entropy` and :func:`dice_loss` (G, n) of all candidates (G, pixels) with all objects (n, pixels)."""
-    others = log_complement(log_members)
-    entropy = -((log_members - others) @ masks.T + others.sum(1, keepdim=True)) / max(masks.shape[1], 1)
-    members = log_members.exp()
-    sizes = members.sum(1, keepdim=True) + masks.sum(1)
-    return entropy, 1 - (2 * members @ masks.T + 1) / (sizes + 1)
-
-
-def match(cost: Tensor) -> Pair:
+def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     """The pairing of least total cost (G, n): of min(G, n) pairs, no row or column in two of them.
+
+    Returns:
+        Rows and columns of the pairs.
 
     Raises:
         ValueError: a cost is not finite.
@@ -247,7 +251,7 @@ def match(cost: Tensor) -> Pair:
     if not bool(cost.isfinite().all()):
         raise ValueError("candidates must have finite classes and masks; got some that are not: has training diverged?")
     rows, columns = _linear_sum_assignment()(cost.cpu().numpy())
-    return Pair(torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device))
+    return torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device)
 
 
 def _linear_sum_assignment() -> Any:
@@ -258,6 +262,8 @@ def _linear_sum_assignment() -> Any:
     return linear_sum_assignment
 
 
-def _valid_pixels(rows: Tensor, valid: Tensor | None, image: int) -> Tensor:
-    """Rows (n, pixels) of an image without its padding."""
-    return rows if valid is None else rows[:, valid[image].flatten()]
+def _valid_pixels(output: SegmentationOutput) -> Tensor:
+    """Which pixels are real, (B, pixels)."""
+    if output.valid is None:
+        return output.logits.new_ones(output.logits.shape[0], output.logits[0, 0].numel(), dtype=torch.bool)
+    return output.valid.flatten(1)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..assignment import Assignment
 from ..output import Output
-from .panoptic import group_masks, wide
+from .panoptic import PixelMemberships, wide
 
 
 @dataclass(eq=False, init=False)
@@ -83,8 +83,12 @@ class SegmentationOutput(Output):
         require_sizes("groups", require_integral("groups", groups), "B G", B=self.logits.shape[0])
         if not self.assignments:
             raise ValueError("masks_of needs memberships; got none: the uniform twin does not group")
-        size, dtype = tuple(self.logits.shape[2:]), wide(self.logits.dtype)
-        return group_masks(groups, self.assignments, self.grids[0], self.stem_stride, size, self.valid, dtype)
+        return self.memberships().log_masks(groups, wide(self.logits.dtype))
+
+    def memberships(self) -> PixelMemberships:
+        """What masks are made of; not public."""
+        size = tuple(self.logits.shape[2:])
+        return PixelMemberships(self.assignments, self.grids[0], self.stem_stride, size, self.valid)
 
 
 def _flatten(output: SegmentationOutput) -> tuple[list[Any], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,33 +78,41 @@ def heaviest(assignments: Sequence[Assignment], most: int, dtype: torch.dtype) -
     return groups[:, :kept].masked_fill(mass[:, :kept] < 0, -1)
 
 
-def group_masks(
-    groups: Tensor,
-    assignments: Sequence[Assignment],
-    tokens: Grid,
-    stem_stride: tuple[int, ...],
-    size: tuple[int, ...],
-    valid: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Logarithms of the memberships of pixels in some of the last groups.
+@dataclass(frozen=True)
+class PixelMemberships:
+    """Memberships of pixels in the last groups: through all assignments, and interpolated between the first tokens."""
 
-    Args:
-        groups: indices (B, G), -1 for a group that has no members.
-        assignments: one per stage, first stage first.
-        tokens: grid of the first stage.
-        stem_stride: pixels per token of the first stage, per axis.
-        size: pixels per axis.
-        valid: (B, *size) boolean, false for pixels that are members of no group; None for all.
-        dtype: of the result.
+    assignments: Sequence[Assignment]
+    """One per stage, first stage first."""
+    tokens: Grid
+    """Grid of the first stage."""
+    stem_stride: tuple[int, ...]
+    """Pixels per token of the first stage, per axis."""
+    size: tuple[int, ...]
+    """Pixels per axis."""
+    valid: Tensor | None
+    """(B, *size) boolean, false for pixels that are members of no group; None for all."""
 
-    Returns:
-        (B, G, *size): ``log(membership + 1e-12)``.
-    """
-    chain = compose(assignments)
-    columns = torch.arange(chain.num_groups, device=groups.device).unsqueeze(-1)
-    rows = chain.upsample((columns == groups.unsqueeze(1)).to(dtype))
-    members = Scale(stem_stride, stem_stride).to_pixels(rows, Tokens(rows, tokens, chain.valid), size)
-    if valid is not None:
-        members = members.masked_fill(~valid.unsqueeze(1), 0.0)
-    return (members + FLOOR).log()
+    def upsample(self, values: Tensor) -> Tensor:
+        """Carry values of the groups (B, N_out, C) to the pixels (B, C, *size)."""
+        return self._interpolate(compose(self.assignments).upsample(values))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum values of the pixels (B, C, *size) over the members of every group (B, N_out, C); without gradient."""
+        chain = compose(self.assignments)
+        # Interpolation is linear, so its gradient is its adjoint.
+        rows = values.new_zeros(chain.batch_size, chain.num_inputs, values.shape[1], requires_grad=True)
+        with torch.enable_grad():
+            (rows,) = torch.autograd.grad(self._interpolate(rows), rows, values)
+        with torch.no_grad():
+            return chain.sum(rows)
+
+    def log_masks(self, groups: Tensor, dtype: torch.dtype) -> Tensor:
+        """Logarithms (B, G, *size) of the memberships in some groups, given by their indices (B, G)."""
+        columns = torch.arange(compose(self.assignments).num_groups, device=groups.device).unsqueeze(-1)
+        return (self.upsample((columns == groups.unsqueeze(1)).to(dtype)) + FLOOR).log()
+
+    def _interpolate(self, rows: Tensor) -> Tensor:
+        scale, valid = Scale(self.stem_stride, self.stem_stride), self.assignments[0].valid
+        pixels = scale.to_pixels(rows, Tokens(rows, self.tokens, valid), self.size)
+        return pixels if self.valid is None else pixels.masked_fill(~self.valid.unsqueeze(1), 0.0)

@@ -1,0 +1,79 @@
+"""Whole networks in torch's compiler and exporter: one graph, any batch, the same results."""
+
+import io
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, grouping_vit_nano
+from torch import Tensor
+
+HEADS = ("native", "fpn", "panoptic")
+SIZE = (22, 17)
+
+
+def nano(head: str) -> GroupingViT:
+    """The preset with fewer of its repeated parts, of which every one is traced."""
+    torch.manual_seed(0)
+    options = {"depths": (1, 1, 1), "iters": 1, "head_width": 16, "num_candidates": 6}
+    return grouping_vit_nano(2, 1, 3, head=head, **options).eval()
+
+
+def image_of(batch: int, size: tuple[int, ...] = SIZE) -> Tensor:
+    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(batch))
+
+
+def assert_same(got: SegmentationOutput, want: SegmentationOutput) -> None:
+    assert isinstance(got, SegmentationOutput)
+    assert_near(got.logits, want.logits, 1e-4)
+    assert [grid.shape for grid in got.grids] == [grid.shape for grid in want.grids]
+    if want.class_logits is None:
+        assert got.class_logits is got.candidates is got.mask_logits is None
+    else:
+        assert torch.equal(got.candidates, want.candidates)
+        assert_near(got.class_logits, want.class_logits, 1e-4)
+        assert_near(got.mask_logits.exp(), want.mask_logits.exp(), 1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exported_networks_can_be_saved(head: str) -> None:
+    model, file = nano(head), io.BytesIO()
+    with torch.no_grad():
+        want = model(image_of(2))
+        program = torch.export.export(model, (image_of(2),))
+        torch.export.save(program, file)
+        file.seek(0)
+        assert_same(torch.export.load(file).module()(image_of(2)), want)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exported_networks_take_any_batch(head: str) -> None:
+    model, batch = nano(head), torch.export.Dim("batch", min=1, max=64)
+    spacing, valid = torch.tensor([[1.0, 0.7]] * 2), torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[:, 15:] = False
+    inputs = image_of(2), spacing, valid
+    with torch.no_grad():
+        model(*inputs)
+        program = torch.export.export(model, inputs, dynamic_shapes=({0: batch},) * 3)
+        for n in (1, 2, 5):
+            given = image_of(n), spacing[:1].expand(n, -1), valid[:1].expand(n, -1, -1)
+            assert_same(program.module()(*given), model(*given))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_compiled_networks_are_one_graph(head: str) -> None:
+    model = nano(head)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    want, got = model(image_of(2)), compiled(image_of(2))
+    assert_same(got, want)
+    for output in (want, got):
+        model.zero_grad()
+        loss = output.logits.square().sum()
+        if output.class_logits is not None:
+            loss = loss + output.class_logits.square().sum() + output.mask_logits.exp().square().sum()
+        loss.backward()
+        for parameter in model.parameters():
+            if output is want:
+                parameter.want = parameter.grad.clone()
+            else:
+                assert_near(parameter.grad, parameter.want, 1e-3)
