@@ -4,12 +4,14 @@ from .matching import MatchingLosses, Objects, SetMatchingLoss, objects_of
 from .output import SegmentationOutput
 from .plan import Plan, StemPlan, plan
 from .presets import grouping_vit_base, grouping_vit_large, grouping_vit_nano, grouping_vit_tiny
+from .segments import PanopticSegments, panoptic_segments
 from .vit import GroupingViT
 
 __all__ = [
     "GroupingViT",
     "MatchingLosses",
     "Objects",
+    "PanopticSegments",
     "Plan",
     "SegmentationOutput",
     "SetMatchingLoss",
@@ -19,5 +21,6 @@ __all__ = [
     "grouping_vit_nano",
     "grouping_vit_tiny",
     "objects_of",
+    "panoptic_segments",
     "plan",
 ]
