@@ -19,7 +19,7 @@ from segmentation import checkpoint
 from segmentation.axes import FileError
 from segmentation.checkpoint import CheckpointError
 from segmentation.formats import list_files, stem_of, suffix_of
-from segmentation.prediction import LARGEST, Predictor
+from segmentation.prediction import Predictor, largest_piece
 from segmentation.readers import read_image
 from segmentation.settings import Settings, SettingsError, build_network
 from segmentation.writers import write_labels
@@ -64,7 +64,8 @@ def load(options: argparse.Namespace) -> tuple[Settings, Predictor]:
     network = build_network(settings)
     network.load_state_dict(kept["weights"])
     precision = settings.precision if options.device.type == "cuda" else "float32"
-    return settings, Predictor(network.to(options.device), settings.task, precision, options.largest)
+    largest = largest_piece(settings.crop, options.largest)
+    return settings, Predictor(network.to(options.device), settings.task, precision, largest)
 
 
 def segment(path: Path, target: Path, settings: Settings, predictor: Predictor, given: Sequence[float] | None) -> None:
@@ -103,11 +104,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--spacing", type=float, nargs="+", help="distance of pixels along every axis, (default: as the "
         "files say, or as in training where they do not)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
-    add("--largest", type=int, default=LARGEST, help="pixels of an image that is predicted in one piece; larger ones "
-        "in overlapping tiles, which instances never are (default: %(default)s)")  # fmt: skip
+    add("--largest", type=int, help="pixels of an image that is predicted in one piece; larger ones in overlapping "
+        "tiles, which instances never are (default: those of four crops of training)")  # fmt: skip
     options = parser.parse_args(arguments)
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if options.largest < 1 or min(options.spacing or (1.0,)) <= 0:
+    if not all(number > 0 for number in (options.largest, *(options.spacing or ())) if number is not None):
         parser.error(f"--largest and --spacing must be positive; got {options.largest}, {options.spacing}")
     if not options.images.is_dir():
         parser.error(f"--images must be a folder; got {options.images}")

@@ -187,8 +187,8 @@ class TestPrediction:
     def test_tiles_give_what_the_whole_gives(self, size):
         image = np.random.default_rng(0).normal(size=(1, *size))
         spacing = (2.0, *[1.0] * (len(size) - 1))
-        whole = Predictor(PixelByPixel(), "semantic")(image, spacing)
-        tiled = Predictor(PixelByPixel(), "semantic", largest=300)(image, spacing)
+        whole = Predictor(PixelByPixel(), "semantic", "float32", 10**6)(image, spacing)
+        tiled = Predictor(PixelByPixel(), "semantic", "float32", 300)(image, spacing)
         assert whole.labels.shape == size
         assert np.array_equal(whole.labels, tiled.labels)
         assert 0 < whole.labels.mean() < 1
@@ -196,8 +196,8 @@ class TestPrediction:
     def test_a_network_sees_all_tiles_and_counts_its_groups(self):
         network = build_network(SETTINGS)
         image = np.random.default_rng(0).normal(size=(1, 64, 40))
-        whole = Predictor(network, "semantic")(image, (0.5, 0.5))
-        tiled = Predictor(network, "semantic", largest=40 * 40)(image, (0.5, 0.5))
+        whole = Predictor(network, "semantic", "float32", 10**6)(image, (0.5, 0.5))
+        tiled = Predictor(network, "semantic", "float32", 40 * 40)(image, (0.5, 0.5))
         assert tiled.labels.shape == whole.labels.shape == (64, 40)
         assert len(tiled.use) == len(whole.use) == 2
         assert all(0 <= use.unused < use.groups for use in (*tiled.use, *whole.use))

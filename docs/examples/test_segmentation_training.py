@@ -297,7 +297,7 @@ def test_bad_data_is_named_before_training(plane, tmp_path):
     ("extra", "message"),
     [
         (["--amp", "fp16"], "--amp fp16 needs a GPU"),
-        (["--largest", "0"], "--largest at least 1; got 0, 0"),
+        (["--largest", "0"], "--largest must be at least 1; got 0"),
         (["--task", "both"], "invalid choice: 'both'"),
     ],
 )

@@ -26,7 +26,7 @@ from segmentation.losses import CRITERIA
 from segmentation.options import chosen, parse
 from segmentation.pairs import Sample, find_pairs, load_samples, split
 from segmentation.pictures import draw
-from segmentation.prediction import Predictor
+from segmentation.prediction import Predictor, largest_piece
 from segmentation.readers import spatial_dims_of
 from segmentation.records import Records
 from segmentation.settings import TASKS, Settings, build_network, complete, differences
@@ -154,7 +154,8 @@ def run_epoch(training: Training, work: Work, records: Records, stop: StopReques
 
         losses = training.finish_epoch(work.crops, options.workers, on_step)
 
-    predictor = Predictor(training.average.module, settings.task, settings.precision, options.largest)
+    largest = largest_piece(settings.crop, options.largest)
+    predictor = Predictor(training.average.module, settings.task, settings.precision, largest)
     with tqdm(total=len(work.unseen), desc=f"{title}, validation", unit="image", disable=None, leave=False) as bar:
 
         def on_sample() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from segmentation.prediction import LARGEST
 from segmentation.settings import LEARNING_RATES, PRECISIONS, TASKS, Settings
 
 
@@ -37,13 +36,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "fp16 on one that has not, float32 on a CPU)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     add("--workers", type=int, help="processes that cut crops (default: none on a CPU, 4 beside a GPU)")
-    add("--largest", type=int, default=LARGEST, help="pixels predicted in one piece (default: %(default)s)")
+    add("--largest", type=int, help="pixels predicted in one piece (default: those of four crops)")
     options = parser.parse_args(arguments)
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.workers is None:
         options.workers = 4 if options.device.type == "cuda" else 0
-    if options.workers < 0 or options.largest < 1:
-        parser.error(f"--workers must be at least 0 and --largest at least 1; got {options.workers}, {options.largest}")
+    if options.workers < 0:
+        parser.error(f"--workers must be at least 0; got {options.workers}")
+    if options.largest is not None and options.largest < 1:
+        parser.error(f"--largest must be at least 1; got {options.largest}")
     if options.amp == "fp16" and options.device.type == "cpu":
         parser.error("--amp fp16 needs a GPU; a CPU has bf16 and float32")
     return options
