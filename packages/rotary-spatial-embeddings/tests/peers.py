@@ -10,19 +10,24 @@ from types import ModuleType
 import pytest
 import torch
 
-# timm needs torchvision, whose compiled operators are absent beside a CPU-only torch; its import then only lacks
-# their schemas. The library object must outlive the import.
+# timm needs torchvision, and transformers imports it where it is. Its compiled operators are absent beside a CPU-only
+# torch; its import then only lacks their schemas. The library object must outlive the import.
 _SCHEMAS: list[torch.library.Library] = []
 
 
-def timm_layers() -> ModuleType:
-    """``timm.layers``."""
+def beside_torchvision(name: str) -> ModuleType:
+    """A library that imports torchvision."""
     if not _SCHEMAS and not _has_nms():
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _SCHEMAS.append(library)
-    return _quietly("timm.layers")
+    return _quietly(name)
+
+
+def timm_layers() -> ModuleType:
+    """``timm.layers``."""
+    return beside_torchvision("timm.layers")
 
 
 def rotary_embedding_torch() -> ModuleType:

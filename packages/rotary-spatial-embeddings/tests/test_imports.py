@@ -10,6 +10,7 @@ ROOT = Path(RoSE.__file__).parent
 # Each part may import itself and what stands after it.
 ORDER = (
     "plotting",
+    "adapters",
     "blocks",
     "attention",
     "softmax",
@@ -27,6 +28,7 @@ ORDER = (
     "angles",
     "aliasing",
     "grid",
+    "augmentation",
     "transforms",
     "constants",
     "memo",

@@ -4,6 +4,7 @@ from . import functional
 from .__about__ import __version__
 from .aliasing import AliasingWarning
 from .attention import RoSEMultiHeadAttention, RoSEMultiHeadCrossAttention
+from .augmentation import augment_coordinates
 from .blocks import MultiResolutionBlock
 from .embedding import RotarySpatialEmbedding
 from .grid import Grid
@@ -16,5 +17,6 @@ __all__ = [
     "RoSEMultiHeadCrossAttention",
     "RotarySpatialEmbedding",
     "__version__",
+    "augment_coordinates",
     "functional",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from torch import nn
@@ -37,8 +37,12 @@ class RotaryKeywords(TypedDict, total=False):
     spacing_transform: str | None
 
 
-def spell_out_rotary_keywords(cls: type[Module]) -> type[Module]:
+def spell_out_rotary_keywords(cls: type[Module], *, without: Sequence[str] = ()) -> type[Module]:
     """Class decorator: replace ``**rotary`` in the constructor's signature by the keywords it stands for.
+
+    Args:
+        cls: The class.
+        without: Keywords that it does not take, because it decides them itself.
 
     Raises:
         TypeError: (from the constructor) A keyword that neither the class nor the embedding has.
@@ -46,7 +50,7 @@ def spell_out_rotary_keywords(cls: type[Module]) -> type[Module]:
     init = cls.__init__
     signature = inspect.signature(init)
     known = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-    rotary = {name: p for name, p in _rotary_parameters().items() if name not in known}
+    rotary = {name: p for name, p in _rotary_parameters().items() if name not in (*known, *without)}
     # Factory keywords stand last in every constructor.
     last = [known[name] for name in ("device", "dtype") if name in known]
     spelled = [*(p for p in known.values() if p not in last), *rotary.values(), *last]
