@@ -31,6 +31,10 @@ nox.options.sessions = [
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+# The newest that dynamic-network-architectures accepts, beside the one that is pinned.
+TIMM_OF_PRIMUS = "timm==1.0.22"
+
+
 def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = ()) -> None:
     """Install requirements and dependency groups at the pinned versions."""
     listed = nox.project.dependency_groups(SETTINGS, *groups) if groups else ()
@@ -147,13 +151,23 @@ def tests_optional(session: nox.Session) -> None:
 
 @nox.session(name="tests-libraries")
 def tests_libraries(session: nox.Session) -> None:
-    """Both packages under libraries that move, cast, wrap and hook models: Lightning, accelerate, PEFT, Opacus."""
+    """Both packages under libraries that move and hook models (Lightning, PEFT, ...); RoSE in models of others."""
     install(session, *build(session, ROSE, GROUPING), "pytest", "pytest-xdist", "hypothesis")
     # What requires torch comes without its requirements, which would bring in another; the rest of them follow.
     install(session, "--no-deps", "lightning", "pytorch-lightning", "torchmetrics", "accelerate", "peft", "opacus")
     install(session, "transformers", "safetensors", "lightning-utilities", "scipy", "opt_einsum", "psutil", "pyyaml")
     tests = (package / "tests" / "test_libraries.py" for package in (ROSE, GROUPING))
     run_tests(session, *tests, options=("-m", "libraries"))
+
+    # Only now: torchvision, which timm needs, was built for another torch, and those above import it where it is.
+    install_peers(session)
+    install(session, "--no-deps", "x-transformers", "torch-einops-utils", "dynamic-network-architectures")
+    install(session, "einops", "einx", "loguru")
+    pages = ROSE / "tests" / "test_rose_docs.py"
+    run_tests(session, *sorted((ROSE / "tests").glob("test_adapters_*.py")), pages, options=("-m", "libraries"))
+    session.install("--no-deps", TIMM_OF_PRIMUS)  # its own rotation fails with later ones
+    older = (ROSE / "tests" / f"test_adapters_{name}.py" for name in ("timm", "primus"))
+    run_tests(session, *older, options=("-m", "libraries"))
 
 
 @nox.session(name="tests-training")
