@@ -56,7 +56,7 @@ def test_what_is_certain_is_found() -> None:
 
 
 def found_in(output: SegmentationOutput) -> list[PanopticSegments]:
-    return panoptic_segments(output, min_score=0.2, min_share=0.0)
+    return panoptic_segments(output, min_score=0.2, min_membership=0.0)
 
 
 def test_every_pixel_of_a_thing_has_an_instance_of_a_thing_and_no_other_pixel() -> None:
@@ -111,7 +111,7 @@ def test_a_fragment_goes_to_the_object_it_was_taken_from() -> None:
     ("keywords", "error", "message"),
     [
         ({"min_score": 1.5}, ValueError, r"min_score must be in .0, 1.; got 1.5"),
-        ({"min_share": "half"}, TypeError, "min_share must be a real number; got 'half'"),
+        ({"min_membership": "half"}, TypeError, "min_membership must be a real number; got 'half'"),
         ({"things": [1, 3]}, ValueError, r"things must be below the number of classes, 3; got .1, 3."),
         ({"things": [-1]}, ValueError, "things must be at least 0; got -1"),
         ({"things": [1.0]}, TypeError, "things must be an int; got 1.0"),
