@@ -43,7 +43,7 @@ def tables(rope: RopeSlot) -> tuple[Tensor, Tensor]:
         sin, cos = rope.get_embed().chunk(2, -1)
         return cos, sin
     if isinstance(rope, DINOv3Rope):
-        return rope(IMAGES)
+        return rope(IMAGES.to(rope.rotary.freqs.device))
     if rope._where.coordinates is None:  # this library says the tokens' coordinates itself
         spacing = torch.as_tensor(rope._where.spacing, dtype=torch.float64)
         angles, scale = rope(Grid(SHAPE, spacing).coordinates())
@@ -182,6 +182,26 @@ def test_copies_casts_and_checkpoints(kind: str) -> None:
     empty = slot(kind, device="meta").to_empty(device="cpu")
     empty.load_state_dict(rope.state_dict())
     assert torch.equal(torch.stack(tables(empty)), first)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_tables_are_the_same(kind: str) -> None:
+    """Where the rotation is a kernel's; spacings and coordinates may be anywhere."""
+    rope = slot(kind)
+    moved = copy.deepcopy(rope).cuda()
+    grid = Grid(SHAPE, SPACING, origin=(10.0, -20.0))
+    for where in ({"spacing": SPACING}, {"spacing": SPACING.cuda()}, {"spacing": 0.5}, {"coordinates": grid},
+                  {"coordinates": grid.coordinates()}, {"coordinates": grid.coordinates("cuda")}):  # fmt: skip
+        with rope.at(**{name: value.cpu() if isinstance(value, Tensor) else value for name, value in where.items()}):
+            expected = torch.stack(tables(rope))
+        with moved.at(**where):
+            got = torch.stack(tables(moved))
+        assert got.is_cuda
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)
+        for table in (expected, got):
+            (table * torch.linspace(0, 1, SIZE, device=table.device)).sum().backward()
+    torch.testing.assert_close(moved.rotary.freqs.grad.cpu(), rope.rotary.freqs.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_shapes_that_timms_attention_broadcasts() -> None:

@@ -103,9 +103,9 @@ class RopeSlot(nn.Module):
         if coordinates is not None and not isinstance(coordinates, Grid):
             require_position_dtype("coordinates", coordinates)
         if spacing is not None:
-            # As a tensor, of which a compiled model takes any value; it would be compiled anew for every number.
-            steps = require_per_axis("spacing", spacing, self.spatial_dims, positive=True)
-            spacing = torch.as_tensor(steps, dtype=torch.float64)
+            spacing = require_per_axis("spacing", spacing, self.spatial_dims, positive=True)
+            if not isinstance(spacing, Tensor):  # for every other number a compiled model would be compiled anew
+                spacing = torch.tensor(spacing, dtype=torch.float64, device="cpu")
         before, self._where = self._where, Where(spacing, None, coordinates)
         try:
             yield self

@@ -76,7 +76,8 @@ class TimmRope(RopeSlot):
             ValueError: A model that drops patches and is not ``rope_mixed``: timm then takes no table with heads.
         """
         parts: Any = model
-        if getattr(model, "rope", None) is None or not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
+        parts_of_eva = ("blocks", "patch_embed", "rope_mixed")
+        if getattr(model, "rope", None) is None or not all(hasattr(model, name) for name in parts_of_eva):
             raise TypeError(f"model must be a timm Eva with a rope; got {type(model).__name__}")
         if getattr(model, "patch_drop", None) is not None and not parts.rope_mixed:
             raise ValueError("model must be rope_mixed where it drops patches; set model.rope_mixed = True before")
