@@ -24,14 +24,14 @@ class Steps(NamedTuple):
     """Of every grouping's convolution."""
 
 
-def require_per_stage(name: str, value: Sequence[int], stages: int | None) -> tuple[int, ...]:
-    """Return one int of at least 1 per stage; ``stages`` None for any number of two or more."""
+def require_per_stage(name: str, value: Sequence[int], stages: int | None, *, minimum: int = 1) -> tuple[int, ...]:
+    """Return one int of at least ``minimum`` per stage; ``stages`` None for any number of two or more."""
     rule = "one int per stage, two stages or more" if stages is None else f"{stages} ints, one per stage"
     if not isinstance(value, Sequence):
         raise TypeError(f"{name} must be {rule}; got {value!r} of type {type(value).__name__}")
     if len(value) < 2 or len(value) != (stages or len(value)):
         raise ValueError(f"{name} must be {rule}; got {value!r}")
-    return tuple(require_int(f"{name}[{i}]", n, minimum=1) for i, n in enumerate(value))
+    return tuple(require_int(f"{name}[{i}]", n, minimum=minimum) for i, n in enumerate(value))
 
 
 def require_window(name: str, value: Ints, spatial_dims: int) -> tuple[int, ...]:

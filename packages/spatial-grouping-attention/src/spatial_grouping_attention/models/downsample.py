@@ -15,15 +15,29 @@ DOWNSAMPLES = ("group", "conv")
 GROUPINGS = ("sparse", "dense")
 
 
+class QuietNorm(nn.LayerNorm):
+    """A LayerNorm that starts with a weight of 0: what it ends is left out of a sum until training brings it in.
+
+    Swin V2's start of branches that are normed at their end (arXiv:2111.09883). Of everything a grouping layer adds
+    up, the convolution alone knows how tokens lie within their group; were the others as loud from the beginning, it
+    would be a small part of the sum.
+    """
+
+    def reset_parameters(self) -> None:
+        """Scale by 0, shift by 0."""
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
 class Grouping(nn.Module):
-    """A grouping layer between two stages.
+    """A grouping layer between two stages, which starts as the strided convolution within it.
 
     Args:
         kind: ``"sparse"`` (a token sees the groups in a window around its own) or ``"dense"`` (all of them).
         dim: channels of the tokens.
         out_dims: channels of the groups.
         window: groups in the window, per axis; only where sparse.
-        options: further keywords of the layer.
+        options: further keywords of the layer, ``device`` and ``dtype`` among them.
     """
 
     def __init__(self, kind: str, dim: int, out_dims: int, window: tuple[int, ...], options: dict[str, Any]) -> None:
@@ -35,6 +49,9 @@ class Grouping(nn.Module):
             )
         else:
             self.layer = DenseSpatialGroupingAttention(dim, len(window), out_dims=out_dims, **options)
+        made = {name: options[name] for name in ("device", "dtype")}
+        self.layer.norm_attention = QuietNorm(out_dims, **made)
+        self.layer.norm_mlp = QuietNorm(out_dims, **made)
         # No token is masked here, and a parameter that never has a gradient stops distributed training.
         self.layer.register_parameter("mask_embedding", None)
 

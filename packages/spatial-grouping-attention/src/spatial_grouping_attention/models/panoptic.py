@@ -12,7 +12,8 @@ from RoSE import Grid
 from torch import Tensor, nn
 
 from ..assignment import Assignment, compose
-from .heads import Scale, SemanticMLP
+from .heads import SemanticMLP
+from .scale import Scale
 from .tokens import Tokens
 
 # Added to memberships before their logarithm is taken: far below what matters, and it bounds the gradient.

@@ -11,15 +11,17 @@ from .vit import GroupingViT
 Preset = TypeVar("Preset", bound=Callable[..., GroupingViT])
 
 _NANO: dict[str, Any] = {
-    "dims": (32, 64, 96),
-    "depths": (1, 2, 2),
-    "num_heads": (2, 4, 6),
+    "dims": (16, 32, 128),
+    "depths": (0, 1, 2),
+    "num_heads": (1, 2, 8),
     "mlp_ratio": 2.0,
+    "stem": "conv",
     "stem_stride": 2,
     "window": 5,
     # The last grid of a whole image is still large, and a window means the same on images of any size.
     "grouping": "sparse",
-    "head_width": 128,
+    "iters": 1,
+    "head": "fused",
 }
 
 
@@ -68,7 +70,8 @@ def grouping_vit_nano(
 ) -> GroupingViT:
     """A network small enough to be trained on a CPU: three stages, patches of 2, about 0.4 million parameters.
 
-    All groupings are sparse.
+    It begins with convolutions and ends with the fused head (its twin with the feature pyramid); all groupings are
+    sparse, and of one round.
 
     Args:
         spatial_dims: axes of the images: 1, 2 or 3.
@@ -76,7 +79,9 @@ def grouping_vit_nano(
         num_classes: logits of every pixel.
         **keywords: of :class:`GroupingViT`; they win over those of the preset.
     """
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_NANO, **keywords})
+    # Without memberships the pyramid interpolates.
+    head = "fpn" if keywords.get("downsample") == "conv" else _NANO["head"]
+    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_NANO, "head": head, **keywords})
 
 
 @_spell_out(_TINY)

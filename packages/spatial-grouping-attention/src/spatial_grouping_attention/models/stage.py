@@ -55,6 +55,8 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Blocks on one grid, and a LayerNorm of what they leave, which is what the next part and the heads read.
 
+    Without blocks it leaves tokens as they are.
+
     Args:
         dim, num_heads, spatial_dims, window, mlp_ratio, made, attention: see :class:`Block`.
         drop_path: one probability per block.
@@ -75,7 +77,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, spatial_dims, window, mlp_ratio, rate, made, attention) for rate in drop_path
         )
-        self.norm = nn.LayerNorm(dim, **made)
+        self.norm = nn.LayerNorm(dim, **made) if len(drop_path) > 0 else nn.Identity()
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Tokens (B, N, dim) -> tokens on the same grid, 0 where they are not valid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from RoSE import Grid
@@ -24,11 +24,12 @@ from ..assignment import Assignment
 from ..geometry import Spacing
 from .configuration import Ints, Sizes, require_groupings, require_per_stage, require_steps, require_window
 from .downsample import DOWNSAMPLES, make_downsample
-from .heads import Scale, make_head, require_head
+from .heads import make_head, require_head
 from .output import SegmentationOutput
 from .panoptic import CandidateHead
+from .scale import Scale
 from .stage import Stage
-from .stem import PatchStem
+from .stem import STEMS, make_stem
 from .tokens import CONVOLUTIONS, Tokens
 
 if TYPE_CHECKING:
@@ -51,9 +52,11 @@ class GroupingViT(nn.Module):
         in_channels: channels of the images.
         num_classes: logits of every pixel.
         dims: channels of every stage, two stages or more; divisible by ``num_heads`` into even head sizes.
-        depths: transformer blocks of every stage.
+        depths: transformer blocks of every stage; 0 for a stage that only passes its tokens on.
         num_heads: attention heads of every stage; those of a stage also group its tokens.
         mlp_ratio: hidden channels of the blocks' MLPs per channel.
+        stem: ``"patch"`` (a patch is projected, and normed by itself) or ``"conv"`` (convolutions that look beyond the
+            patch and keep its contrast to others).
         stem_stride: pixels per token of the first stage; int or one per axis.
         strides: of the groupings, 1 or 2; int, or one entry per grouping, each an int or one per axis.
         kernels: odd, of the groupings' convolutions; given like ``strides``.
@@ -68,9 +71,10 @@ class GroupingViT(nn.Module):
         temperature: ``"fixed"`` or ``"learned"``, of the groupings.
         downsample: ``"group"``, or ``"conv"`` for the uniform twin: the same network with strided convolutions.
         head: ``"native"``, ``"panoptic"`` (native, and the last groups of largest mass become candidates for objects),
-            ``"bilinear"`` (classes of the last tokens, interpolated) or ``"fpn"`` (a feature pyramid); None for native,
-            and for bilinear in the twin, which has no memberships.
-        head_width: channels of the head.
+            ``"bilinear"`` (classes of the last tokens, interpolated), ``"fpn"`` (a feature pyramid) or ``"fused"`` (the
+            pyramid with memberships in place of interpolation); None for native, and for bilinear in the twin, which
+            has no memberships.
+        head_width: channels of the head; None for those of the last stage, in pyramids twice those of the first.
         num_candidates: how many groups at most the panoptic head takes for candidates.
         drop_path: probability, in [0, 1), of leaving out a residual branch in the last block; grows linearly from 0
             in the first (arXiv:1603.09382).
@@ -97,6 +101,7 @@ class GroupingViT(nn.Module):
         depths: Sequence[int],
         num_heads: Sequence[int],
         mlp_ratio: float = 3.0,
+        stem: str = "patch",
         stem_stride: Ints = 4,
         strides: Sizes = 2,
         kernels: Sizes = 3,
@@ -109,7 +114,7 @@ class GroupingViT(nn.Module):
         temperature: str = "fixed",
         downsample: str = "group",
         head: str | None = None,
-        head_width: int = 512,
+        head_width: int | None = None,
         num_candidates: int = 100,
         drop_path: float = 0.0,
         spacing: float | Sequence[float] = 1.0,
@@ -123,7 +128,7 @@ class GroupingViT(nn.Module):
         self.in_channels = require_int("in_channels", in_channels, minimum=1)
         self.num_classes = require_int("num_classes", num_classes, minimum=1)
         self.dims = require_per_stage("dims", dims, None)
-        self.depths = require_per_stage("depths", depths, len(self.dims))
+        self.depths = require_per_stage("depths", depths, len(self.dims), minimum=0)
         self.num_heads = require_per_stage("num_heads", num_heads, len(self.dims))
         steps = require_steps(spatial_dims, len(self.dims) - 1, stem_stride, strides, kernels)
         # No window where all see all: the last stage is global.
@@ -133,6 +138,7 @@ class GroupingViT(nn.Module):
         require_choice("downsample", downsample, DOWNSAMPLES)
         head = require_head(head, downsample)
         rates = _rising(require_probability("drop_path", drop_path), self.depths)
+        width = None if head_width is None else require_int("head_width", head_width, minimum=1)
         self.spacing = require_numbers("spacing", spacing, spatial_dims, positive=True)
 
         made: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -146,22 +152,28 @@ class GroupingViT(nn.Module):
             "compactness": compactness,
             "temperature": temperature,
         }
-        self.stem = PatchStem(in_channels, self.dims[0], steps.scales[0], **made)
+        self.stem = make_stem(require_choice("stem", stem, STEMS), in_channels, self.dims[0], steps.scales[0], made)
         self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
         for i, (dim, heads) in enumerate(zip(self.dims, self.num_heads, strict=True)):
             if i > 0:
                 between = self.dims[i - 1], dim, steps.kernels[i - 1], steps.strides[i - 1]
-                known = {"num_heads": self.num_heads[i - 1], "drop_path": rates[i][0], **options, **of_stages[i - 1]}
+                known = {
+                    "num_heads": self.num_heads[i - 1],
+                    "drop_path": rates[i].before,
+                    **options,
+                    **of_stages[i - 1],
+                }
                 self.downsamples.append(make_downsample(downsample, *between, kinds[i - 1], reach, known, made))
-            at = dim, heads, spatial_dims, windows[i], mlp_ratio, rates[i]
+            at = dim, heads, spatial_dims, windows[i], mlp_ratio, rates[i].blocks
             self.stages.append(Stage(*at, made, of_stages[i]))
         scales = [Scale(scale, steps.scales[0]) for scale in steps.scales]
-        width = require_int("head_width", head_width, minimum=1)
         self.head = make_head(head, self.dims, scales, width, self.num_classes, made)
         require_int("num_candidates", num_candidates, minimum=1)
         self.candidate_head = None
         if head == "panoptic":
-            self.candidate_head = CandidateHead(self.dims[-1], width, self.num_classes, num_candidates, made)
+            self.candidate_head = CandidateHead(
+                self.dims[-1], width or self.dims[-1], self.num_classes, num_candidates, made
+            )
 
     def forward(self, image: Tensor, spacing: Spacing | None = None, valid: Tensor | None = None) -> SegmentationOutput:
         """Segment images.
@@ -225,8 +237,21 @@ def _scaled(rotary: RotaryKeywords, scale: tuple[int, ...], spatial_dims: int) -
     return scaled
 
 
-def _rising(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Probabilities of stochastic depth, one list per stage: linear from 0 in the first block."""
-    steps = max(sum(depths) - 1, 1)
-    rates = iter(last * i / steps for i in range(sum(depths)))
-    return [[next(rates) for _ in range(depth)] for depth in depths]
+class _Rates(NamedTuple):
+    """Probabilities of stochastic depth of a stage."""
+
+    before: float
+    """Of the grouping before it."""
+    blocks: list[float]
+    """Of its blocks."""
+
+
+def _rising(last: float, depths: Sequence[int]) -> list[_Rates]:
+    """Probabilities of stochastic depth: linear from 0 in the first block; a grouping has its next block's."""
+    total = sum(depths)
+    rates = [last * i / max(total - 1, 1) for i in range(total)] or [0.0]
+    starts = [sum(depths[:i]) for i in range(len(depths))]
+    return [
+        _Rates(rates[min(start, len(rates) - 1)], rates[start : start + depth])
+        for start, depth in zip(starts, depths, strict=True)
+    ]
