@@ -142,11 +142,13 @@ class TestSettings:
         assert [grid.shape[0] for grid in grids] == [4, 4, 4]
         assert same[-1].shape[0] < 4
 
-    def test_candidates_are_enough_for_the_fullest_image(self):
+    def test_instances_have_one_class_and_every_group_is_a_candidate(self):
         labels = np.arange(300, dtype=np.int32).reshape(15, 20)
         settings = complete({"task": "instances"}, [sample((15, 20), (1.0, 1.0), labels)] * 2)
-        assert settings.num_candidates >= 2 * 299
         assert settings.num_classes == 2
+        with torch.no_grad():
+            output = build_network(settings)(torch.randn(1, 1, 96, 100))
+        assert output.candidates.shape[1] == output.assignments[-1].num_groups
 
     def test_other_channels_than_in_the_checkpoint(self):
         with pytest.raises(SettingsError, match="images must have 3 channels; got 1"):

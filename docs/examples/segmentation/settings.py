@@ -24,6 +24,7 @@ LEARNING_RATES = {"nano": 2e-3, "tiny": 5e-4, "base": 3e-4, "large": 2e-4}
 
 CROPS = {2: 128, 3: 48}  # pixels along an axis of the finest spacing
 BATCHES = {2: 4, 3: 2}
+CANDIDATES = 10000  # as many as nano has groups in 800 x 800 pixels: what is no candidate cannot be found
 SMALLEST_CROP = 16  # pixels along an axis of the finest spacing; three halvings leave two groups
 
 
@@ -134,7 +135,7 @@ def complete(chosen: Mapping[str, Any], samples: Sequence[Sample]) -> Settings:
         "spatial_dims": len(spacing),
         "in_channels": samples[0].image.shape[0],
         "num_classes": 2 if task == "instances" else number_of_classes(samples),
-        "num_candidates": _count_candidates(task, samples),
+        "num_candidates": CANDIDATES,
         "spacing": spacing,
         "crop": _choose_crop(spacing, samples),
         "learning_rate": LEARNING_RATES.get(preset),
@@ -144,13 +145,6 @@ def complete(chosen: Mapping[str, Any], samples: Sequence[Sample]) -> Settings:
     if settings.in_channels != found["in_channels"]:
         raise SettingsError(f"images must have {settings.in_channels} channels; got {found['in_channels']}")
     return settings
-
-
-def _count_candidates(task: str, samples: Sequence[Sample]) -> int:
-    """Twice as many as the fullest image has objects: what is not in the training set may have more."""
-    if task == "semantic":
-        return 100
-    return max(100, 2 * max(len(np.unique(sample.labels)) for sample in samples))
 
 
 def _choose_crop(spacing: Sequence[float], samples: Sequence[Sample]) -> tuple[int, ...]:
