@@ -214,6 +214,9 @@ def test_shapes_that_timms_attention_broadcasts() -> None:
     assert shared.get_embed(SHAPE, dtype=torch.float16).dtype == torch.float16
     with shared.at(SPACING):
         assert shared.get_embed(SHAPE).shape == (2, 1, 24, channels)
+    one = slot("timm")
+    with one.at(SPACING[:1]):  # a batch of one is a batch
+        assert one.get_embed().shape == (1, HEADS, 24, channels)
     deep = slot("timm", depth=5)
     with deep.at(SPACING):
         assert deep.get_embed().shape == (5, 2, HEADS, 24, channels)
