@@ -68,6 +68,7 @@ def test_a_planned_network_runs() -> None:
         ({"grouping": 3}, TypeError, "grouping must be a name or 2 names, one per grouping; got 3"),
         ({"downsample": "pool"}, ValueError, "downsample must be one of 'group', 'conv'; got 'pool'"),
         ({"head": "unet"}, ValueError, "head must be one of 'native', 'fused', 'bilinear', .*; got 'unet'"),
+        ({"mlp": "mix"}, ValueError, "mlp must be one of 'linear', 'conv'; got 'mix'"),
         ({"stem": "mlp"}, ValueError, "stem must be one of 'patch', 'conv'; got 'mlp'"),
         ({"head": "native", "downsample": "conv"}, ValueError, 'head must be "bilinear" or "fpn" where downsample'),
         ({"head": "panoptic", "downsample": "conv"}, ValueError, 'head must be "bilinear" .*; got "panoptic"'),

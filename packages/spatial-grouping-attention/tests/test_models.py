@@ -78,7 +78,8 @@ def gradients(model: GroupingViT, logits: Tensor) -> dict[str, Tensor]:
 def test_padding_to_any_larger_size_changes_nothing(
     ndim: int, stem: str, downsample: str, head: str, fill: float
 ) -> None:
-    model = make(ndim, stem=stem, downsample=downsample, head=head, stem_stride=3, temperature="learned")
+    mlp = {"patch": "linear", "conv": "conv"}[stem]
+    model = make(ndim, stem=stem, mlp=mlp, downsample=downsample, head=head, stem_stride=3, temperature="learned")
     size, image = SIZES[ndim], image_of(SIZES[ndim])
     alone = model(image, SPACINGS[ndim])
     want = gradients(model, alone.logits)
@@ -96,7 +97,7 @@ def test_padding_to_any_larger_size_changes_nothing(
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize(WAY, WAYS[:4])
 def test_a_batch_of_different_sizes_is_the_samples_one_by_one(ndim: int, stem: str, downsample: str, head: str) -> None:
-    model = make(ndim, stem=stem, downsample=downsample, head=head)
+    model = make(ndim, stem=stem, mlp={"patch": "linear", "conv": "conv"}[stem], downsample=downsample, head=head)
     sizes = [SIZES[ndim], LARGER[ndim], tuple(n // 2 for n in LARGER[ndim])]
     spacing = torch.rand(3, ndim, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 0.5
     images = [image_of(size, batch=1, seed=i) for i, size in enumerate(sizes)]

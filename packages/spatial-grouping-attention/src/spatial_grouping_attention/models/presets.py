@@ -14,6 +14,7 @@ _NANO: dict[str, Any] = {
     "dims": (16, 32, 128),
     "depths": (0, 1, 2),
     "num_heads": (1, 2, 8),
+    "mlp": "conv",
     "mlp_ratio": 2.0,
     "stem": "conv",
     "stem_stride": 2,

@@ -5,11 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from RoSE.blocks import MLP, DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import WindowedSelfAttention
-from .tokens import Tokens, blanked
+from .tokens import CONVOLUTIONS, Tokens, as_image, as_rows, blanked
+
+MLPS = ("linear", "conv")
+
+
+class MixMLP(nn.Module):
+    """An MLP whose hidden channels are mixed with those of the tokens around (Mix-FFN of arXiv:2105.15203).
+
+    A depthwise convolution between its two linear layers; tokens that are not valid count as 0 there.
+
+    Args:
+        dim: channels.
+        spatial_dims: axes of the grid.
+        mlp_ratio: hidden channels per channel.
+        made: ``device`` and ``dtype`` of the parameters.
+    """
+
+    def __init__(self, dim: int, spatial_dims: int, mlp_ratio: float, made: dict[str, Any]) -> None:
+        super().__init__()
+        hidden = max(1, int(dim * mlp_ratio))
+        self.fc1 = nn.Linear(dim, hidden, **made)
+        self.conv = CONVOLUTIONS[spatial_dims](hidden, hidden, 3, padding=1, groups=hidden, **made)
+        self.fc2 = nn.Linear(hidden, dim, **made)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens (B, N, dim) -> rows (B, N, dim)."""
+        hidden = blanked(self.fc1(tokens.x), tokens.valid)
+        mixed: Tensor = self.fc2(F.gelu(as_rows(self.conv(as_image(hidden, tokens.grid.shape)))))
+        return mixed
 
 
 class Block(nn.Module):
@@ -20,6 +49,7 @@ class Block(nn.Module):
         num_heads: attention heads.
         spatial_dims: axes of the grid.
         window: tokens in the window, per axis; None for the whole grid.
+        mlp: ``"linear"``, or ``"conv"`` for :class:`MixMLP`.
         mlp_ratio: hidden channels of the MLP per channel.
         drop_path: probability of leaving out a branch of a sample while training (arXiv:1603.09382).
         made: ``device`` and ``dtype`` of the parameters.
@@ -32,6 +62,7 @@ class Block(nn.Module):
         num_heads: int,
         spatial_dims: int,
         window: tuple[int, ...] | None,
+        mlp: str,
         mlp_ratio: float,
         drop_path: float,
         made: dict[str, Any],
@@ -41,14 +72,16 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, **made)
         self.attention = WindowedSelfAttention(dim, num_heads, spatial_dims, window, **attention, **made)
         self.norm2 = nn.LayerNorm(dim, **made)
-        self.mlp = MLP(dim, mlp_ratio=mlp_ratio, **made)
+        self.mixes = mlp == "conv"
+        self.mlp = MixMLP(dim, spatial_dims, mlp_ratio, made) if self.mixes else MLP(dim, mlp_ratio=mlp_ratio, **made)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Tokens (B, N, dim) -> tokens on the same grid."""
         x, grid, valid = tokens
         x = x + self.drop_path(self.attention(self.norm1(x), grid=grid, valid=valid))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        normed = self.norm2(x)
+        x = x + self.drop_path(self.mlp(Tokens(normed, grid, valid) if self.mixes else normed))
         return Tokens(x, grid, valid)
 
 
@@ -58,7 +91,7 @@ class Stage(nn.Module):
     Without blocks it leaves tokens as they are.
 
     Args:
-        dim, num_heads, spatial_dims, window, mlp_ratio, made, attention: see :class:`Block`.
+        dim, num_heads, spatial_dims, window, mlp, mlp_ratio, made, attention: see :class:`Block`.
         drop_path: one probability per block.
     """
 
@@ -68,6 +101,7 @@ class Stage(nn.Module):
         num_heads: int,
         spatial_dims: int,
         window: tuple[int, ...] | None,
+        mlp: str,
         mlp_ratio: float,
         drop_path: Sequence[float],
         made: dict[str, Any],
@@ -75,7 +109,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, spatial_dims, window, mlp_ratio, rate, made, attention) for rate in drop_path
+            Block(dim, num_heads, spatial_dims, window, mlp, mlp_ratio, rate, made, attention) for rate in drop_path
         )
         self.norm = nn.LayerNorm(dim, **made) if len(drop_path) > 0 else nn.Identity()
 

@@ -28,7 +28,7 @@ from .heads import make_head, require_head
 from .output import SegmentationOutput
 from .panoptic import CandidateHead
 from .scale import Scale
-from .stage import Stage
+from .stage import MLPS, Stage
 from .stem import STEMS, make_stem
 from .tokens import CONVOLUTIONS, Tokens
 
@@ -54,6 +54,8 @@ class GroupingViT(nn.Module):
         dims: channels of every stage, two stages or more; divisible by ``num_heads`` into even head sizes.
         depths: transformer blocks of every stage; 0 for a stage that only passes its tokens on.
         num_heads: attention heads of every stage; those of a stage also group its tokens.
+        mlp: of the blocks: ``"linear"``, or ``"conv"`` with a depthwise convolution among its hidden channels (Mix-FFN,
+            arXiv:2105.15203).
         mlp_ratio: hidden channels of the blocks' MLPs per channel.
         stem: ``"patch"`` (a patch is projected, and normed by itself) or ``"conv"`` (convolutions that look beyond the
             patch and keep its contrast to others).
@@ -100,6 +102,7 @@ class GroupingViT(nn.Module):
         dims: Sequence[int],
         depths: Sequence[int],
         num_heads: Sequence[int],
+        mlp: str = "linear",
         mlp_ratio: float = 3.0,
         stem: str = "patch",
         stem_stride: Ints = 4,
@@ -135,6 +138,7 @@ class GroupingViT(nn.Module):
         windows = [require_window("window", window, spatial_dims)] * (len(self.dims) - 1) + [None]
         kinds = require_groupings(grouping, len(self.dims) - 1)
         reach = require_window("grouping_window", grouping_window, spatial_dims)
+        require_choice("mlp", mlp, MLPS)
         require_choice("downsample", downsample, DOWNSAMPLES)
         head = require_head(head, downsample)
         rates = _rising(require_probability("drop_path", drop_path), self.depths)
@@ -164,7 +168,7 @@ class GroupingViT(nn.Module):
                     **of_stages[i - 1],
                 }
                 self.downsamples.append(make_downsample(downsample, *between, kinds[i - 1], reach, known, made))
-            at = dim, heads, spatial_dims, windows[i], mlp_ratio, rates[i].blocks
+            at = dim, heads, spatial_dims, windows[i], mlp, mlp_ratio, rates[i].blocks
             self.stages.append(Stage(*at, made, of_stages[i]))
         scales = [Scale(scale, steps.scales[0]) for scale in steps.scales]
         self.head = make_head(head, self.dims, scales, width, self.num_classes, made)
