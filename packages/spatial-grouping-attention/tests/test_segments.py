@@ -56,12 +56,13 @@ def test_what_is_certain_is_found() -> None:
 
 
 def found_in(output: SegmentationOutput) -> list[PanopticSegments]:
-    return panoptic_segments(output, min_score=0.2, min_membership=0.0)
+    return panoptic_segments(output, min_score=0.2, min_overlap=0.0)
 
 
-def test_every_pixel_of_a_thing_has_an_instance_of_a_thing_and_no_other_pixel() -> None:
+def test_only_pixels_of_things_have_instances() -> None:
     for found in found_in(network(num_candidates=100)(image_of(SIZE))):
-        assert torch.equal(found.instances > 0, found.semantic > 0)
+        assert (found.semantic[found.instances > 0] > 0).all()
+        assert (found.instances > 0).any()
         assert sorted(set(found.instances.flatten().tolist()) - {0}) == list(range(1, len(found.classes) + 1))
         assert (found.classes > 0).all()
         assert (found.scores.diff() <= 0).all()
@@ -98,20 +99,32 @@ def test_images_without_objects_have_none(ndim: int) -> None:
 
 
 def test_a_fragment_goes_to_the_object_it_was_taken_from() -> None:
-    """The second candidate wins a pixel that it holds weakly; the third holds its own."""
-    members = torch.tensor([[0.9, 0.9, 0.35, 0.1, 0.0], [0.05, 0.05, 0.4, 0.1, 0.0], [0.0, 0.0, 0.2, 0.8, 0.9]])
-    inside = torch.tensor([True, True, True, True, False])
-    scores = torch.ones(3)
-    assert module._owners(members, scores, inside, 0.5).tolist() == [0, 0, 0, 2, -1]
-    assert module._owners(members, scores, inside, 0.0).tolist() == [0, 0, 1, 2, -1]
-    assert module._owners(members[1:2], scores[:1], inside, 0.5).tolist() == [-1] * 5
+    """The second gets a pixel that it holds weakly, the third what it holds, the fourth a bit of much else."""
+    members = torch.tensor(
+        [
+            [0.90, 0.90, 0.35, 0.05, 0.0, 0.0, 0.0],
+            [0.05, 0.05, 0.40, 0.05, 0.0, 0.0, 0.0],
+            [0.00, 0.00, 0.20, 0.80, 0.0, 0.0, 0.0],
+            [0.00, 0.00, 0.00, 0.05, 0.9, 0.9, 0.9],
+        ]
+    )
+    inside = torch.tensor([True, True, True, True, True, False, False])
+    scores = torch.ones(4)
+    assert module._owners(members, scores, inside, 0.5, 0).tolist() == [0, 0, 0, 2, -1, -1, -1]
+    assert module._owners(members, scores, inside, 0.3, 0).tolist() == [0, 0, 0, 2, 3, -1, -1]
+    assert module._owners(members, scores, inside, 0.0, 0).tolist() == [0, 0, 1, 2, 3, -1, -1]
+    assert module._owners(members, scores, inside, 0.0, 2).tolist() == [0, 0, 0, -1, -1, -1, -1]
+    assert module._owners(members[1:2], scores[:1], inside, 0.5, 0).tolist() == [-1] * 7
+    # A higher score wins where memberships are alike.
+    assert module._owners(members, torch.tensor([0.5, 1.0, 1.0, 1.0]), inside, 0.0, 0)[2] == 1
 
 
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
         ({"min_score": 1.5}, ValueError, r"min_score must be in .0, 1.; got 1.5"),
-        ({"min_membership": "half"}, TypeError, "min_membership must be a real number; got 'half'"),
+        ({"min_overlap": "half"}, TypeError, "min_overlap must be a real number; got 'half'"),
+        ({"min_size": -1}, ValueError, "min_size must be at least 0; got -1"),
         ({"things": [1, 3]}, ValueError, r"things must be below the number of classes, 3; got .1, 3."),
         ({"things": [-1]}, ValueError, "things must be at least 0; got -1"),
         ({"things": [1.0]}, TypeError, "things must be an int; got 1.0"),
