@@ -72,7 +72,7 @@ class Settings:
     crop: tuple[int, ...]
     learning_rate: float
     batch: int
-    epochs: int = 30
+    epochs: int = 20
     steps: int = 100
     weight_decay: float = 0.05
     warmup: float = 0.05
