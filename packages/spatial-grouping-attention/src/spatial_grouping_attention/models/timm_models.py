@@ -20,10 +20,10 @@ from timm.layers import ClassifierHead
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
-    feature_take_indices,
     generate_default_cfgs,
     register_model,
 )
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..geometry import Spacing
@@ -96,6 +96,7 @@ class GroupingBackbone(nn.Module):
         found = []
         through = self.stages[: last + 1] if stop_early else self.stages
         tokens = self.stem(x, Grid(tuple(x.shape[2:]), self.spacing if spacing is None else spacing), None)
+        stage: Any
         for i, stage in enumerate(through):
             if i > 0:
                 tokens, _ = self._run(self.downsamples[i - 1], tokens)

@@ -1,0 +1,120 @@
+"""Networks that are saved with what they were made of: weights as safetensors, arguments as JSON, nothing pickled.
+
+Importing this module imports huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from RoSE.validation import require_choice
+
+from .presets import grouping_vit_base, grouping_vit_large, grouping_vit_nano, grouping_vit_tiny
+from .vit import GroupingViT
+
+PRESETS: dict[str, Callable[..., GroupingViT]] = {
+    "nano": grouping_vit_nano,
+    "tiny": grouping_vit_tiny,
+    "base": grouping_vit_base,
+    "large": grouping_vit_large,
+}
+
+
+class PretrainedGroupingViT(  # type: ignore[call-arg]
+    GroupingViT,
+    PyTorchModelHubMixin,
+    library_name="spatial-grouping-attention",
+    paper_url="https://arxiv.org/abs/2505.16993",
+    tags=["image-segmentation"],
+):
+    """A network with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of huggingface_hub.
+
+    ``config.json`` holds every argument that the network has, also those that were left at the defaults of then: a
+    saved network stays what it is when defaults and presets change.
+
+    Args:
+        spatial_dims: axes of the images: 1, 2 or 3.
+        in_channels: channels of the images.
+        num_classes: logits of every pixel.
+        preset: ``"nano"``, ``"tiny"``, ``"base"`` or ``"large"``, whose settings hold where no keyword says otherwise;
+            None for :class:`GroupingViT`'s.
+        **keywords: of :class:`GroupingViT`; numbers, strings and (nested) sequences of them, ``device`` and ``dtype``
+            apart.
+
+    Raises:
+        TypeError: an argument is unknown, has the wrong type or cannot be written as JSON.
+        ValueError: the preset is unknown, or as :class:`GroupingViT`.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, num_classes: int, *, preset: str | None = None, **keywords: Any
+    ) -> None:
+        arguments = _defaults(preset) | keywords
+        super().__init__(spatial_dims, in_channels, num_classes, **arguments)
+        first = {"spatial_dims": spatial_dims, "in_channels": in_channels, "num_classes": num_classes}
+        # Where a network is put is not what it is.
+        made = {name: arguments.pop(name, None) for name in ("device", "dtype")}
+        arguments = {name: _plain(name, value) for name, value in arguments.items()}
+        self.preset = preset
+        self._hub_mixin_config = {**first, "preset": preset, **arguments, "dtype": _name_of(made["dtype"])}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # The network may have been cast since.
+        config: Any = self._hub_mixin_config
+        config["dtype"] = _name_of(self.stem.proj.weight.dtype)
+        super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **given: Any) -> PretrainedGroupingViT:
+        """As the mixin does, but nothing in the folder may be missing or unknown."""
+        own = {*_PLACES, "map_location"}
+        arguments = {name: value for name, value in given.items() if name not in own}
+        if unknown := sorted(arguments.keys() - _PARAMETERS.keys() - {"preset"}):
+            raise ValueError(f"config.json must have arguments of GroupingViT and a preset only; got {unknown}")
+        needed = [name for name, parameter in _PARAMETERS.items() if parameter.default is parameter.empty]
+        if missing := [name for name in needed if name not in arguments]:
+            raise ValueError(f"config.json must have {needed}; got none of {missing}")
+        if isinstance(arguments.get("dtype"), str):
+            arguments["dtype"] = getattr(torch, require_choice("dtype", arguments["dtype"], _DTYPES))
+        loading = {name: value for name, value in given.items() if name in own}
+        network: PretrainedGroupingViT = super()._from_pretrained(strict=strict, **loading, **arguments)
+        return network
+
+    @classmethod
+    def _load_as_pickle(cls, *_: Any) -> PretrainedGroupingViT:
+        raise ValueError("weights must be model.safetensors; got pytorch_model.bin, a pickle, which is not read")
+
+
+_PARAMETERS = {name: p for name, p in inspect.signature(GroupingViT).parameters.items() if name != "self"}
+_PLACES = ("model_id", "revision", "cache_dir", "force_download", "local_files_only", "token")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _defaults(preset: str | None) -> dict[str, Any]:
+    """Keywords and their values where none are given; without those that follow from others."""
+    maker = GroupingViT if preset is None else PRESETS[require_choice("preset", preset, tuple(PRESETS))]
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and parameter.default is not parameter.empty
+        and name != "reference_spacing"  # the spacing, unless given
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as JSON will give it back."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        raise TypeError(f"{name} must be numbers, strings or sequences of them to be saved; got {value!r}") from None
+
+
+def _name_of(dtype: torch.dtype | None) -> str:
+    return str(dtype or torch.get_default_dtype()).removeprefix("torch.")
