@@ -8,14 +8,14 @@ from grouping_cases import assert_near
 from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, grouping_vit_nano
 from torch import Tensor
 
-HEADS = ("native", "fpn", "panoptic")
+HEADS = ("fused", "native", "panoptic")
 SIZE = (22, 17)
 
 
 def nano(head: str) -> GroupingViT:
     """The preset with fewer of its repeated parts, of which every one is traced."""
     torch.manual_seed(0)
-    options = {"depths": (1, 1, 1), "iters": 1, "head_width": 16, "num_candidates": 6}
+    options = {"dims": (16, 32), "depths": (0, 1), "num_heads": (1, 2), "head_width": 16, "num_candidates": 6}
     return grouping_vit_nano(2, 1, 3, head=head, **options).eval()
 
 
