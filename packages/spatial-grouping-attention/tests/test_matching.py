@@ -230,7 +230,7 @@ def test_wrong_targets_are_refused() -> None:
     ]:
         with pytest.raises(error, match=message):
             loss(output, targets)
-    with pytest.raises(ValueError, match='output must come from a network with head="panoptic"; got one without'):
+    with pytest.raises(ValueError, match="output must come from a network with num_candidates; got one without"):
         loss(make()(image_of(SIZE)), [(one, mask)] * 2)
 
 

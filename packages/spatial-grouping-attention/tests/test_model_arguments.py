@@ -73,6 +73,7 @@ def test_a_planned_network_runs() -> None:
         ({"head": "native", "downsample": "conv"}, ValueError, 'head must be "bilinear" or "fpn" where downsample'),
         ({"head": "panoptic", "downsample": "conv"}, ValueError, 'head must be "bilinear" .*; got "panoptic"'),
         ({"num_candidates": 0}, ValueError, "num_candidates must be at least 1; got 0"),
+        ({"num_candidates": 9, "downsample": "conv"}, ValueError, "num_candidates must be None where .*; got 9"),
         ({"head_width": 0}, ValueError, "head_width must be at least 1; got 0"),
         ({"drop_path": 1.0}, ValueError, r"drop_path must be in \[0, 1\); got 1.0"),
         ({"spacing": torch.ones(2)}, TypeError, "spacing must be a number or one number per axis; got a tensor"),

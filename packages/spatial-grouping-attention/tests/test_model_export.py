@@ -15,8 +15,9 @@ SIZE = (22, 17)
 def nano(head: str) -> GroupingViT:
     """The preset with fewer of its repeated parts, of which every one is traced."""
     torch.manual_seed(0)
-    options = {"dims": (16, 32), "depths": (0, 1), "num_heads": (1, 2), "head_width": 16, "num_candidates": 6}
-    return grouping_vit_nano(2, 1, 3, head=head, **options).eval()
+    options = {"dims": (16, 32), "depths": (0, 1), "num_heads": (1, 2), "head_width": 16}
+    candidates = None if head == "native" else 6
+    return grouping_vit_nano(2, 1, 3, head=head, num_candidates=candidates, **options).eval()
 
 
 def image_of(batch: int, size: tuple[int, ...] = SIZE) -> Tensor:

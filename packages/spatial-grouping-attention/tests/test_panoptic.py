@@ -63,6 +63,17 @@ def test_semantic_logits_are_those_of_the_native_head() -> None:
     assert all("head" in name for name in set(panoptic.state_dict()) - set(native.state_dict()))
 
 
+@pytest.mark.parametrize("head", ["native", "fused", "bilinear"])
+def test_any_head_may_have_candidates_beside_it(head: str) -> None:
+    model = make(head=head, num_candidates=3)
+    output = model(image_of((13, 10)))
+    assert classes(output).shape == (2, 3, 4)
+    assert masks(output).shape == (2, 3, 13, 10)
+    plain = make(head=head, seed=1)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "candidate" not in k})
+    assert torch.equal(plain(image_of((13, 10))).logits, output.logits)
+
+
 def test_masks_carry_the_logits() -> None:
     """A sum over all groups of mask and logits is what the semantic head gives."""
     model = make(head="panoptic", num_candidates=ALL)

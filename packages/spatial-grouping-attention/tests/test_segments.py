@@ -137,5 +137,5 @@ def test_wrong_arguments_are_refused(keywords: dict, error: type[Exception], mes
 
 
 def test_outputs_without_candidates_are_refused() -> None:
-    with pytest.raises(ValueError, match='output must come from a network with head="panoptic"; got one without'):
+    with pytest.raises(ValueError, match="output must come from a network with num_candidates; got one without"):
         panoptic_segments(make()(image_of(SIZE)))

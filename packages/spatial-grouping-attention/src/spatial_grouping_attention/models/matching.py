@@ -81,7 +81,7 @@ class SetMatchingLoss(nn.Module):
         self.no_object_weight = require_real("no_object_weight", no_object_weight, minimum=0.0)
 
     def forward(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> MatchingLosses:
-        """Compare what a network with a panoptic head found with the objects of every image.
+        """Compare what a network with candidates found with the objects of every image.
 
         Args:
             output: of the network.
@@ -96,7 +96,7 @@ class SetMatchingLoss(nn.Module):
             ImportError: scipy is not installed.
         """
         if output.candidates is None or output.class_logits is None:
-            raise ValueError('output must come from a network with head="panoptic"; got one without candidates')
+            raise ValueError("output must come from a network with num_candidates; got one without candidates")
         class_logits = output.class_logits.float()
         objects = self._batch(output, targets)
         slots = self._slots(output, class_logits, objects)

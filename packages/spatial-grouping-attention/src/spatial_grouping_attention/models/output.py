@@ -39,11 +39,11 @@ class SegmentationOutput(Output):
     valid: Tensor | None
     """Which pixels are real, (B, *size) boolean; None for all."""
     candidates: Tensor | None
-    """Of the panoptic head: the groups of the last stage of largest mass, largest first, (B, G) int64 with G the
-    smaller of ``num_candidates`` and the groups; -1 where there are fewer valid groups. None for other heads."""
+    """Candidates for objects: the groups of the last stage of largest mass, largest first, (B, G) int64 with G the
+    smaller of ``num_candidates`` and the groups; -1 where there are fewer valid groups. None without candidates."""
     class_logits: Tensor | None
-    """Of the panoptic head: classes of the candidates, (B, G, num_classes + 1), the last of them "no object", which a
-    -1 among the candidates is with certainty. None for other heads."""
+    """Classes of the candidates, (B, G, num_classes + 1), the last of them "no object", which a -1 among the candidates
+    is with certainty. None without candidates."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class SegmentationOutput(Output):
 
     @property
     def mask_logits(self) -> Tensor | None:
-        """Masks of the candidates, (B, G, *size) of float32 at least: see :meth:`masks_of`. None for other heads."""
+        """Masks of the candidates, (B, G, *size) of float32 at least: see :meth:`masks_of`. None without any."""
         return None if self.candidates is None else self.masks_of(self.candidates)
 
     def masks_of(self, groups: Tensor) -> Tensor:

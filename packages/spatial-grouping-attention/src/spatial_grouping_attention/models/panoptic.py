@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from RoSE import Grid
+from RoSE.validation import require_int
 from torch import Tensor, nn
 
 from ..assignment import Assignment, compose
@@ -18,6 +19,8 @@ from .tokens import Tokens
 
 # Added to memberships before their logarithm is taken: far below what matters, and it bounds the gradient.
 FLOOR = 1e-12
+# As many as MaskFormer has queries.
+CANDIDATES = 100
 # Of the classes of a slot without candidate; half types hold it.
 NEVER = -1e4
 
@@ -25,6 +28,15 @@ NEVER = -1e4
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type for memberships and their sums: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def require_candidates(number: int | None, head: str, downsample: str) -> int | None:
+    """Return how many groups are candidates at most; None for no candidates at all."""
+    if number is None:
+        return CANDIDATES if head == "panoptic" else None
+    if downsample == "conv":
+        raise ValueError(f'num_candidates must be None where downsample is "conv", without groups; got {number!r}')
+    return require_int("num_candidates", number, minimum=1)
 
 
 class CandidateHead(nn.Module):

@@ -51,7 +51,7 @@ def panoptic_segments(
     background needs no candidates of its own.
 
     Args:
-        output: of a network with a panoptic head.
+        output: of a network with candidates.
         things: classes whose instances are told apart; None for all but 0. All other classes have no instances.
         min_score: a candidate's least probability of its class, in [0, 1].
         min_overlap: least intersection over union of the pixels that a candidate gets and those that belong to it by
@@ -66,7 +66,7 @@ def panoptic_segments(
         ValueError: there are no candidates, or an argument is out of range.
     """
     if output.candidates is None or output.class_logits is None:
-        raise ValueError('output must come from a network with head="panoptic"; got one without candidates')
+        raise ValueError("output must come from a network with num_candidates; got one without candidates")
     require_real("min_score", min_score, minimum=0.0, maximum=1.0)
     require_real("min_overlap", min_overlap, minimum=0.0, maximum=1.0)
     if min_size is None:

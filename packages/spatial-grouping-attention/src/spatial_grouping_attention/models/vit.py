@@ -26,7 +26,7 @@ from .configuration import Ints, Sizes, require_groupings, require_per_stage, re
 from .downsample import DOWNSAMPLES, make_downsample
 from .heads import make_head, require_head
 from .output import SegmentationOutput
-from .panoptic import CandidateHead
+from .panoptic import CandidateHead, require_candidates
 from .scale import Scale
 from .stage import MLPS, Stage
 from .stem import STEMS, make_stem
@@ -72,12 +72,13 @@ class GroupingViT(nn.Module):
             :class:`SpatialGroupingAttention`.
         temperature: ``"fixed"`` or ``"learned"``, of the groupings.
         downsample: ``"group"``, or ``"conv"`` for the uniform twin: the same network with strided convolutions.
-        head: ``"native"``, ``"panoptic"`` (native, and the last groups of largest mass become candidates for objects),
+        head: ``"native"``, ``"panoptic"`` (native, and the last groups of largest mass are candidates for objects),
             ``"bilinear"`` (classes of the last tokens, interpolated), ``"fpn"`` (a feature pyramid) or ``"fused"`` (the
             pyramid with memberships in place of interpolation); None for native, and for bilinear in the twin, which
             has no memberships.
         head_width: channels of the head; None for those of the last stage, in pyramids twice those of the first.
-        num_candidates: how many groups at most the panoptic head takes for candidates.
+        num_candidates: how many of the last groups at most are candidates for objects, beside any head; None for 100
+            where the head is ``"panoptic"``, and otherwise for none.
         drop_path: probability, in [0, 1), of leaving out a residual branch in the last block; grows linearly from 0
             in the first (arXiv:1603.09382).
         spacing: physical distance between pixels when ``forward`` is given none, and the one on which positions are
@@ -118,7 +119,7 @@ class GroupingViT(nn.Module):
         downsample: str = "group",
         head: str | None = None,
         head_width: int | None = None,
-        num_candidates: int = 100,
+        num_candidates: int | None = None,
         drop_path: float = 0.0,
         spacing: float | Sequence[float] = 1.0,
         backend: str = "auto",
@@ -172,12 +173,11 @@ class GroupingViT(nn.Module):
             self.stages.append(Stage(*at, made, of_stages[i]))
         scales = [Scale(scale, steps.scales[0]) for scale in steps.scales]
         self.head = make_head(head, self.dims, scales, width, self.num_classes, made)
-        require_int("num_candidates", num_candidates, minimum=1)
         self.candidate_head = None
-        if head == "panoptic":
-            self.candidate_head = CandidateHead(
-                self.dims[-1], width or self.dims[-1], self.num_classes, num_candidates, made
-            )
+        candidates = require_candidates(num_candidates, head, downsample)
+        if candidates is not None:
+            hidden = width or self.dims[-1]
+            self.candidate_head = CandidateHead(self.dims[-1], hidden, self.num_classes, candidates, made)
 
     def forward(self, image: Tensor, spacing: Spacing | None = None, valid: Tensor | None = None) -> SegmentationOutput:
         """Segment images.
