@@ -1,4 +1,4 @@
-"""The segmentation network: stages of attention, groupings in between, and a head that needs no decoder."""
+"""The segmentation network: stages of attention, groupings in between, and memberships that lead back to the pixels."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 class GroupingViT(nn.Module):
     """A vision transformer that segments by itself: groups of pixels form stage by stage, and carry classes back.
 
-    A strided convolution makes tokens of patches; stages of windowed self-attention (global in the last stage) work
-    on them; between the stages a grouping layer turns tokens into fewer groups, by content. The classes of the last
-    groups reach every token through the composed memberships (arXiv:2505.16993, section 4). Positions are physical
-    throughout (RoSE): spacing may differ between axes, and between images.
+    A stem makes tokens of patches; stages of windowed self-attention (global in the last stage) work on them; between
+    the stages a grouping layer turns tokens into fewer groups, by content, and starts as the strided convolution
+    within it. What the last groups are reaches every token through the memberships of all stages (arXiv:2505.16993,
+    section 4). Positions are physical throughout (RoSE): spacing may differ between axes, and between images.
 
     Any size is served. What strides lack is added inside as tokens that are not valid, and results never depend on it.
 
