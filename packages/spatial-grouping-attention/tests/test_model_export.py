@@ -61,6 +61,31 @@ def test_exported_networks_take_any_batch(head: str) -> None:
             assert_same(program.module()(*given), model(*given))
 
 
+class Masks(torch.nn.Module):
+    """All tensors that a network is for; memberships are told their sizes, which no graph hands on where they vary."""
+
+    def __init__(self, model: GroupingViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        output = self.model(image)
+        return [x for x in (output.logits, output.class_logits, output.mask_logits) if x is not None]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exported_networks_take_any_size_of_whole_groups(head: str) -> None:
+    """For others, tokens are added, and how many is a branch that one graph cannot have."""
+    model = Masks(nano(head))
+    height, width = (4 * torch.export.Dim(name, min=4, max=64) for name in ("rows", "columns"))
+    with torch.no_grad():
+        model(image_of(2))
+        program = torch.export.export(model, (image_of(2, (32, 32)),), dynamic_shapes=({2: height, 3: width},))
+        for size in ((32, 32), (48, 40), (16, 100)):
+            for got, want in zip(program.module()(image_of(2, size)), model(image_of(2, size)), strict=True):
+                assert_near(got, want, 1e-4)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_compiled_networks_are_one_graph(head: str) -> None:
     model = nano(head)
