@@ -85,6 +85,21 @@ def test_masks_carry_the_logits() -> None:
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_memberships_of_pixels_carry_and_sum(ndim: int) -> None:
+    """Both are the same matrix, and of a stem without patches that of the assignments."""
+    model = make(ndim, stem_stride=3)
+    wide, valid = padded(image_of(SIZES[ndim]), LARGER[ndim], math.nan)
+    output = model(wide, valid=valid)
+    members = output.memberships()
+    values, pixels = torch.randn(2, output.features[-1].shape[1], 2).double(), torch.randn(2, 2, *LARGER[ndim]).double()
+    assert_near((members.upsample(values) * pixels).sum(), (values * members.sum(pixels)).sum(), 1e-9)
+    output = make(ndim, stem_stride=1)(image_of(SIZES[ndim]))
+    values = torch.randn(2, output.features[-1].shape[1], 2).double()
+    carried = compose(output.assignments).upsample(values)
+    assert_near(output.memberships().upsample(values).flatten(2).mT, carried, 1e-12)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_candidates_are_the_groups_of_largest_mass(ndim: int) -> None:
     model = make(ndim, head="panoptic", num_candidates=3)
     size = tuple(2 * n for n in SIZES[ndim])
@@ -220,5 +235,5 @@ def test_masks_of_refuses() -> None:
         output.masks_of(torch.zeros(3, 1, dtype=torch.long))
     with pytest.raises(TypeError, match=r"groups must hold integers; got torch.float32"):
         output.masks_of(torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="masks_of needs memberships; got none"):
+    with pytest.raises(ValueError, match="memberships need groupings; got an output without"):
         make(downsample="conv")(image_of((13, 10))).masks_of(torch.zeros(2, 1, dtype=torch.long))

@@ -2,6 +2,7 @@
 
 from .matching import MatchingLosses, Objects, SetMatchingLoss, objects_of
 from .output import SegmentationOutput
+from .panoptic import PixelMemberships
 from .plan import Plan, StemPlan, plan
 from .presets import grouping_vit_base, grouping_vit_large, grouping_vit_nano, grouping_vit_tiny
 from .segments import PanopticSegments, panoptic_segments
@@ -12,6 +13,7 @@ __all__ = [
     "MatchingLosses",
     "Objects",
     "PanopticSegments",
+    "PixelMemberships",
     "Plan",
     "SegmentationOutput",
     "SetMatchingLoss",

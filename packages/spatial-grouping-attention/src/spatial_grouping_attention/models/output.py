@@ -81,12 +81,16 @@ class SegmentationOutput(Output):
             ValueError: the shape of the groups is another, or there are no memberships (the uniform twin).
         """
         require_sizes("groups", require_integral("groups", groups), "B G", B=self.logits.shape[0])
-        if not self.assignments:
-            raise ValueError("masks_of needs memberships; got none: the uniform twin does not group")
         return self.memberships().log_masks(groups, wide(self.logits.dtype))
 
     def memberships(self) -> PixelMemberships:
-        """What masks are made of; not public."""
+        """Memberships of the pixels in the groups of the last stage, to carry values or to sum them.
+
+        Raises:
+            ValueError: there are none (the uniform twin).
+        """
+        if not self.assignments:
+            raise ValueError("memberships need groupings; got an output without: the uniform twin does not group")
         size = tuple(self.logits.shape[2:])
         return PixelMemberships(self.assignments, self.grids[0], self.stem_stride, size, self.valid)
 
