@@ -154,17 +154,23 @@ def tests_libraries(session: nox.Session) -> None:
     """Both packages under libraries that move and hook models (Lightning, PEFT, ...); RoSE in models of others."""
     install(session, *build(session, ROSE, GROUPING), "pytest", "pytest-xdist", "hypothesis")
     # What requires torch comes without its requirements, which would bring in another; the rest of them follow.
-    install(session, "--no-deps", "lightning", "pytorch-lightning", "torchmetrics", "accelerate", "peft", "opacus")
+    install(
+        session, "--no-deps", "lightning", "pytorch-lightning", "torchmetrics", "accelerate", "peft", "opacus", "monai"
+    )
     install(session, "transformers", "safetensors", "lightning-utilities", "scipy", "opt_einsum", "psutil", "pyyaml")
-    tests = (package / "tests" / "test_libraries.py" for package in (ROSE, GROUPING))
+    install(session, "huggingface_hub", "nibabel")
+    names = ("libraries", "libraries_hub", "libraries_loops", "libraries_monai")
+    tests = [ROSE / "tests" / "test_libraries.py", *(GROUPING / "tests" / f"test_{name}.py" for name in names)]
     run_tests(session, *tests, options=("-m", "libraries"))
 
     # Only now: torchvision, which timm needs, was built for another torch, and those above import it where it is.
     install_peers(session)
     install(session, "--no-deps", "x-transformers", "torch-einops-utils", "dynamic-network-architectures")
-    install(session, "einops", "einx", "loguru")
-    pages = ROSE / "tests" / "test_rose_docs.py"
-    run_tests(session, *sorted((ROSE / "tests").glob("test_adapters_*.py")), pages, options=("-m", "libraries"))
+    install(session, "--no-deps", "segmentation-models-pytorch")
+    install(session, "einops", "einx", "loguru", "onnx", "onnxscript", "onnxruntime")
+    pages = ROSE / "tests" / "test_rose_docs.py", ROOT / "docs" / "test_docs.py"
+    beside_timm = *sorted((ROSE / "tests").glob("test_adapters_*.py")), GROUPING / "tests" / "test_libraries_timm.py"
+    run_tests(session, *beside_timm, *pages, options=("-m", "libraries"))
     session.install("--no-deps", TIMM_OF_PRIMUS)  # its own rotation fails with later ones
     older = (ROSE / "tests" / f"test_adapters_{name}.py" for name in ("timm", "primus"))
     run_tests(session, *older, options=("-m", "libraries"))

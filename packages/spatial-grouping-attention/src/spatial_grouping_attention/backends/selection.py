@@ -46,8 +46,8 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
     """Every reason why a backend cannot serve a call; empty where it can."""
     reasons: list[str] = []
     if backend is not Backend.REFERENCE:
-        if torch.onnx.is_in_onnx_export():
-            reasons.append("ONNX has standard operators only, and reference alone is made of those")
+        if torch.onnx.is_in_onnx_export() and backend is not Backend.TILED:
+            reasons.append("ONNX has standard operators only, and reference and tiled alone are made of those")
         if forward_mode():
             reasons.append(
                 "forward-mode derivatives go through standard operators, and reference alone is made of those"
@@ -63,7 +63,8 @@ def select(problem: Problem, requested: str = "auto", passes: Collection[str] = 
     "auto" takes ``fused`` where every token sees every group; where a window is given, ``triton`` on CUDA and
     ``native`` on a CPU where numba is installed, each once it has shown on that device that it agrees with the plain
     formulas, else ``tiled``; and ``reference`` where none of these can serve (a bias for every pair is as large as the
-    matrix that ``reference`` makes; ONNX and forward-mode derivatives need standard operators). ``natten`` serves on
+    matrix that ``reference`` makes; ONNX and forward-mode derivatives need standard operators,
+    and ONNX takes ``tiled`` apart into those). ``natten`` serves on
     request only, for as long as no measurement says where it is faster.
 
     Args:

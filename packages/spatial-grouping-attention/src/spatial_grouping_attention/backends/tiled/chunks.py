@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...geometry import Neighbourhood
 from ..operands import Operands
@@ -23,6 +25,16 @@ TOKENS_PER_AXIS = 4
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
+@contextlib.contextmanager
+def _with_numbers() -> Iterator[None]:
+    """Outside of a graph that is being traced: tables follow from numbers alone, and become its constants."""
+    if torch.onnx.is_in_onnx_export():
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            yield
+    else:
+        yield
+
+
 class Tiles:
     """The operands of one call, cut into chunks; everything is computed in the accumulation dtype."""
 
@@ -31,13 +43,19 @@ class Tiles:
         self.x = x
         self.dtype = widened(x.q.dtype)
         self.neighbourhood = cast(Neighbourhood, x.neighbourhood)
-        self.tiling = tiling_of(self.neighbourhood, TOKENS_PER_AXIS)
+        with _with_numbers():
+            self.tiling = tiling_of(self.neighbourhood, TOKENS_PER_AXIS)
         self.table = None if x.bias is None else x.bias.flatten(1).to(self.dtype)
         self.squares = None if x.compactness is None else self.dtype
 
     def chunks(self, *, split_heads: bool = True) -> Iterator[Chunk]:
         """Cut the work along the first axis' tiles, heads and batch so that a chunk stays in the cache."""
         x, tiling = self.x, self.tiling
+        if torch.onnx.is_in_onnx_export():  # a graph has no loop, and its batch may be of any size
+            with _with_numbers():
+                (run,) = runs_of(self.neighbourhood, TOKENS_PER_AXIS, tiling.axes[0].num, x.q.device, self.squares)
+            yield Chunk(self, run, slice(None), slice(None))
+            return
         batch, heads = x.q.shape[:2]
         channels = max(x.q.shape[-1], x.values.shape[-1])
         tokens, groups = tiling.tokens_per_tile, tiling.groups_per_tile
@@ -153,7 +171,7 @@ def _fold_axis(x: Tensor, tile_dim: int, slot_dim: int, cells: int, maximum: boo
         target = torch.unflatten(folded.narrow(tile_dim, i * cells, tiles * cells), tile_dim, (tiles, cells))
         target = target.narrow(tile_dim + 1, 0, part.shape[tile_dim + 1])
         if maximum:
-            torch.maximum(target, part, out=target)
+            target.copy_(torch.maximum(target, part))
         else:
             target.add_(part)
     return folded
