@@ -9,7 +9,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ...geometry import Neighbourhood
 from ..operands import Operands
@@ -29,6 +28,9 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 def _with_numbers() -> Iterator[None]:
     """Outside of a graph that is being traced: tables follow from numbers alone, and become its constants."""
     if torch.onnx.is_in_onnx_export():
+        # Private to torch, so taken where nothing else will do.
+        from torch.utils._python_dispatch import _disable_current_modes
+
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             yield
     else:
