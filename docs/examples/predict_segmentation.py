@@ -62,7 +62,7 @@ def load(options: argparse.Namespace) -> tuple[Settings, Predictor]:
     kept = checkpoint.read(options.checkpoint, ("settings", "weights"), options.device)
     settings = Settings.from_data(kept["settings"])
     network = build_network(settings)
-    network.load_state_dict(kept["weights"])
+    checkpoint.fill(network, kept["weights"], options.checkpoint)
     precision = settings.precision if options.device.type == "cuda" else "float32"
     largest = largest_piece(settings.crop, options.largest)
     return settings, Predictor(network.to(options.device), settings.task, precision, largest)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from segmentation import checkpoint
-from segmentation.checkpoint import CheckpointError, read, replacing, write
+from segmentation.checkpoint import CheckpointError, fill, read, replacing, write
+from torch import nn
 
 pytestmark = pytest.mark.training
 
@@ -137,3 +138,11 @@ def test_code_is_not_run(tmp_path):
 def test_missing_entries_are_named(path):
     with pytest.raises(CheckpointError, match=r"must contain \['epoch', 'settings', 'weights'\]; \['settings'\] are"):
         read(path, ("weights", "epoch", "settings"))
+
+
+def test_weights_of_another_network(path):
+    network = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"last.pt must hold the weights .* another version(.|\n)*bias"):
+        fill(network, {"weight": torch.zeros(2, 3)}, path)
+    fill(network, {"weight": torch.zeros(2, 3), "bias": torch.ones(2)}, path)
+    assert torch.equal(network.bias, torch.ones(2))

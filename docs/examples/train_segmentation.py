@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         sys.exit(f"{PROGRAM}: {problem}")
     torch.manual_seed(settings.seed)
     training = Training(build_network(settings), CRITERIA[settings.task], settings, options.device)
-    if kept is not None:
-        training.load_state_dict(kept)
-    describe(training, work.files)
     try:
+        if kept is not None:
+            checkpoint.fill(training.network, kept["network"], options.out / LAST)
+            training.load_state_dict(kept)
+        describe(training, work.files)
         with StopRequest() as stop:
             train(training, work, stop)
     except (CheckpointError, OSError) as problem:
@@ -208,7 +209,7 @@ def describe(training: Training, files: dict[str, list[str]]) -> None:
     print(
         f"data       {seen} images to train on, {unseen} for validation: {', '.join(files['validation'][:5])}"
         f"{' ...' if unseen > 5 else ''}\n"
-        f"           {settings.spatial_dims}-D, {settings.in_channels} channels, typical spacing {spacing}\n"
+        f"           {settings.spatial_dims}-D, channels: {settings.in_channels}, typical spacing {spacing}\n"
         f"task       {settings.task}, {settings.num_classes} classes\n"
         f"network    {settings.preset}, {parameters} parameters, on {training.device}, {settings.precision}\n"
         f"recipe     {settings.epochs} epochs of {settings.steps} steps of {settings.batch} crops of {size} pixels, "

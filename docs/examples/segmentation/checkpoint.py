@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import nn
 
 FORMAT = "spatial-grouping-attention segmentation, version 1"
 
@@ -117,3 +118,18 @@ def read(path: Path, entries: Collection[str], device: torch.device | str = "cpu
     if missing:
         raise CheckpointError(f"{path} must contain {sorted(entries)}; {missing} are missing")
     return contents
+
+
+def fill(network: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint into the network that its settings describe.
+
+    Raises:
+        CheckpointError: they do not fit, because presets have changed since.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as problem:
+        raise CheckpointError(
+            f"{path} must hold the weights of the network that its settings describe; another version of "
+            f"spatial-grouping-attention has written it, for it holds others:\n{problem}"
+        ) from problem

@@ -25,6 +25,9 @@ LEARNING_RATES = {"nano": 2e-3, "tiny": 5e-4, "base": 3e-4, "large": 2e-4}
 CROPS = {2: 128, 3: 48}  # pixels along an axis of the finest spacing
 BATCHES = {2: 4, 3: 2}
 CANDIDATES = 10000  # as many as nano has groups in 800 x 800 pixels: what is no candidate cannot be found
+# An object may be larger than what a group sees in the presets, and its members need not be near: on nuclei (600 steps,
+# AP@0.5 pooled) nano found 67.7 so, and 62.4 with compactness.
+FOR_INSTANCES = {"compactness": None, "grouping_window": 5}
 SMALLEST_CROP = 16  # pixels along an axis of the finest spacing; three halvings leave two groups
 
 
@@ -168,7 +171,7 @@ def build_network(settings: Settings) -> nn.Module:
     preset = getattr(models, f"grouping_vit_{settings.preset}")
     keywords: dict[str, Any] = {"spacing": settings.spacing, **_steps(preset, settings)}
     if settings.task == "instances":
-        keywords |= {"head": "panoptic", "num_candidates": settings.num_candidates}
+        keywords |= {"num_candidates": settings.num_candidates, **FOR_INSTANCES}
     network: nn.Module = preset(settings.spatial_dims, settings.in_channels, settings.num_classes, **keywords)
     return network
 
