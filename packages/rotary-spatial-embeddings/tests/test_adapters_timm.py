@@ -139,7 +139,7 @@ def test_augmentation_is_what_dinov3_does_while_training() -> None:
 
 def test_patches_may_be_dropped_where_every_block_has_its_own_waves() -> None:
     model = model_of("vit_medium_patch16_rope_reg1_gap_256.sbb_in1k", patch_drop_rate=0.5).train()
-    with pytest.raises(ValueError, match="model must be rope_mixed where it drops patches"):
+    with pytest.raises(ValueError, match="rope_mixed must be True, set before, where a model drops patches"):
         TimmRope.for_model(model)
     model.rope_mixed = True
     model.rope = TimmRope.for_model(model)

@@ -80,7 +80,7 @@ class TimmRope(RopeSlot):
         if getattr(model, "rope", None) is None or not all(hasattr(model, name) for name in parts_of_eva):
             raise TypeError(f"model must be a timm Eva with a rope; got {type(model).__name__}")
         if getattr(model, "patch_drop", None) is not None and not parts.rope_mixed:
-            raise ValueError("model must be rope_mixed where it drops patches; set model.rope_mixed = True before")
+            raise ValueError("rope_mixed must be True, set before, where a model drops patches; got False")
         attentions = [block.attn for block in parts.blocks]
         heads = attentions[0].num_heads
         keys_are_shared = any(getattr(attention, "num_kv_heads", heads) != heads for attention in attentions)
