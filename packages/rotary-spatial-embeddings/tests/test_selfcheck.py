@@ -108,3 +108,18 @@ def test_to_a_compiler_the_answer_is_a_constant() -> None:
     assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))
     assert asked == [(torch.device("cpu"), False)]
+
+
+def test_nothing_is_checked_while_a_program_is_exported() -> None:
+    asked = []
+    check = SelfCheck("kernels", asked.append, "plain")
+
+    class Asks(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if check.passed(x.device) else x - 1
+
+    exported = torch.export.export(Asks(), (torch.zeros(2),)).module()
+    assert torch.equal(exported(torch.zeros(2)), -torch.ones(2))
+    assert not asked
+    assert check.passed(torch.device("cpu"))
+    assert len(asked) == 1

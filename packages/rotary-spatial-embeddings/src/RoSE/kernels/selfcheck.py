@@ -23,7 +23,9 @@ class SelfCheck:
     asks this object.
 
     While a CUDA graph is being captured nothing may be launched beside it: the answer is then no, and is not
-    remembered. To ``torch.compile`` the answer is a constant, found while it traces.
+    remembered; nor is it while ``torch.export`` traces, which puts other functions in Python's own places, and kernels
+    that are compiled for the first time would meet them. To ``torch.compile`` the answer is a constant, found while it
+    traces.
 
     Args:
         name: Of the kernels, for the warning: "the rotation kernels of RoSE".
@@ -50,7 +52,7 @@ class SelfCheck:
         answer = self._answers.get(key)
         if answer is not None:
             return answer
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if torch.compiler.is_exporting() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return False
         with self._lock:
             if key not in self._answers:
