@@ -24,7 +24,7 @@ def assign(x: Operands, backend: str = "auto") -> tuple[Tensor, Tensor]:
     chosen = _choose(x, "assign", backend)
     x = blanked(x, "groups")
     with as_given(x.q):
-        if _as_operator(chosen):
+        if chosen in REGISTERED and not torch.onnx.is_in_onnx_export():  # which has no operators of ours
             return registered.assign(x, chosen.value)
         out, lse = engine(chosen.value).assign(x)
         return out, lse
@@ -51,15 +51,10 @@ def _pool(x: Operands, lse: Tensor | None, backend: str) -> Pooled:
     chosen = _choose(x, "pool", backend, lse)
     x = blanked(x, "tokens")
     with as_given(x.q):
-        if _as_operator(chosen):
+        if chosen in REGISTERED and not torch.onnx.is_in_onnx_export():
             return registered.pool(x, lse, chosen.value)
         pooled: Pooled = engine(chosen.value).pool(x, lse)
         return pooled
-
-
-def _as_operator(chosen: Backend) -> bool:
-    """Whether the engine computes inside an operator of ours; ONNX has none, and takes it apart."""
-    return chosen in REGISTERED and not torch.onnx.is_in_onnx_export()
 
 
 def _choose(x: Operands, operator: str, backend: str, lse: Tensor | None = None) -> Backend:

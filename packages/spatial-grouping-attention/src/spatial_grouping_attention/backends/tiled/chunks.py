@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,17 +23,13 @@ TOKENS_PER_AXIS = 4
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
-@contextlib.contextmanager
-def _with_numbers() -> Iterator[None]:
-    """Outside of a graph that is being traced: tables follow from numbers alone, and become its constants."""
-    if torch.onnx.is_in_onnx_export():
-        # Private to torch, so taken where nothing else will do.
-        from torch.utils._python_dispatch import _disable_current_modes
+def _untraced(make: Callable[..., Any], *arguments: Any) -> Any:
+    """What follows from numbers alone, made outside of the graph that ONNX traces: it becomes the graph's constants."""
+    # Private to torch, so taken where nothing else will do.
+    from torch.utils._python_dispatch import _disable_current_modes
 
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
-            yield
-    else:
-        yield
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        return make(*arguments)
 
 
 class Tiles:
@@ -45,17 +40,18 @@ class Tiles:
         self.x = x
         self.dtype = widened(x.q.dtype)
         self.neighbourhood = cast(Neighbourhood, x.neighbourhood)
-        with _with_numbers():
-            self.tiling = tiling_of(self.neighbourhood, TOKENS_PER_AXIS)
+        self.exported = torch.onnx.is_in_onnx_export()
+        numbers = self.neighbourhood, TOKENS_PER_AXIS
+        self.tiling = _untraced(tiling_of, *numbers) if self.exported else tiling_of(*numbers)
         self.table = None if x.bias is None else x.bias.flatten(1).to(self.dtype)
         self.squares = None if x.compactness is None else self.dtype
 
     def chunks(self, *, split_heads: bool = True) -> Iterator[Chunk]:
         """Cut the work along the first axis' tiles, heads and batch so that a chunk stays in the cache."""
         x, tiling = self.x, self.tiling
-        if torch.onnx.is_in_onnx_export():  # a graph has no loop, and its batch may be of any size
-            with _with_numbers():
-                (run,) = runs_of(self.neighbourhood, TOKENS_PER_AXIS, tiling.axes[0].num, x.q.device, self.squares)
+        if self.exported:  # a graph has no loop, and its batch may be of any size
+            sizes = TOKENS_PER_AXIS, tiling.axes[0].num
+            (run,) = _untraced(runs_of, self.neighbourhood, *sizes, x.q.device, self.squares)
             yield Chunk(self, run, slice(None), slice(None))
             return
         batch, heads = x.q.shape[:2]
