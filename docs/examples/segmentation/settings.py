@@ -25,8 +25,8 @@ LEARNING_RATES = {"nano": 2e-3, "tiny": 5e-4, "base": 3e-4, "large": 2e-4}
 CROPS = {2: 128, 3: 48}  # pixels along an axis of the finest spacing
 BATCHES = {2: 4, 3: 2}
 CANDIDATES = 10000  # as many as nano has groups in 800 x 800 pixels: what is no candidate cannot be found
-# An object may be larger than what a group sees in the presets, and its members need not be near. Nuclei after 20 epochs
-# of nano, one seed: AP@0.5 77.1 and AP@0.75 55.3, against 75.4 and 49.9 with head="panoptic" and the preset's own.
+# An object may be larger than what a group sees in the presets, and its members need not be near. Nuclei, 20 epochs of
+# nano, one seed: AP@0.5 77.1 and AP@0.75 55.3, against 75.4 and 49.9 with head="panoptic" and the rest as the preset.
 FOR_INSTANCES = {"compactness": None, "grouping_window": 5}
 SMALLEST_CROP = 16  # pixels along an axis of the finest spacing; three halvings leave two groups
 
