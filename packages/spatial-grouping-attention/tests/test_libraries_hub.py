@@ -68,20 +68,22 @@ def test_what_was_saved_comes_back(case: str, tmp_path: Path) -> None:
     assert (tmp_path / "second" / "config.json").read_text() == (tmp_path / "config.json").read_text()
 
 
-def test_it_is_the_network_of_the_preset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"downsample": "conv"}])
+def test_it_is_the_network_of_the_preset(options: dict[str, str]) -> None:
     from spatial_grouping_attention.models import grouping_vit_nano
 
-    model, plain = make(preset="nano", spacing=0.5), grouping_vit_nano(2, 1, 3, spacing=0.5).eval()
+    model, plain = make(preset="nano", spacing=0.5, **options), grouping_vit_nano(2, 1, 3, spacing=0.5, **options)
+    plain.eval()
     plain.load_state_dict(model.state_dict())
     assert torch.equal(seen(plain), seen(model))
 
 
 def test_presets_may_change_after_a_network_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spatial_grouping_attention.models import hub
+    from spatial_grouping_attention.models.presets import SETTINGS
 
     model = make(preset="nano")
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr(hub, "PRESETS", {**hub.PRESETS, "nano": hub.PRESETS["tiny"]})
+    monkeypatch.setitem(SETTINGS, "nano", SETTINGS["tiny"])
     assert torch.equal(seen(load(tmp_path)), seen(model))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from RoSE.validation import require_choice
 
-from .presets import grouping_vit_base, grouping_vit_large, grouping_vit_nano, grouping_vit_tiny
+from .presets import SETTINGS, settings_of
 from .vit import GroupingViT
-
-PRESETS: dict[str, Callable[..., GroupingViT]] = {
-    "nano": grouping_vit_nano,
-    "tiny": grouping_vit_tiny,
-    "base": grouping_vit_base,
-    "large": grouping_vit_large,
-}
 
 
 class PretrainedGroupingViT(  # type: ignore[call-arg]
@@ -55,7 +47,9 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
     def __init__(
         self, spatial_dims: int, in_channels: int, num_classes: int, *, preset: str | None = None, **keywords: Any
     ) -> None:
-        arguments = _defaults(preset) | keywords
+        if preset is not None:
+            keywords = settings_of(require_choice("preset", preset, tuple(SETTINGS)), keywords)
+        arguments = _DEFAULTS | keywords
         super().__init__(spatial_dims, in_channels, num_classes, **arguments)
         first = {"spatial_dims": spatial_dims, "in_channels": in_channels, "num_classes": num_classes}
         # Where a network is put is not what it is.
@@ -92,20 +86,14 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
 
 
 _PARAMETERS = {name: p for name, p in inspect.signature(GroupingViT).parameters.items() if name != "self"}
+# Without those that follow from others: the reference spacing is the spacing, unless given.
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in _PARAMETERS.items()
+    if parameter.default is not parameter.empty and name != "reference_spacing"
+}
 _PLACES = ("model_id", "revision", "cache_dir", "force_download", "local_files_only", "token")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-def _defaults(preset: str | None) -> dict[str, Any]:
-    """Keywords and their values where none are given; without those that follow from others."""
-    maker = GroupingViT if preset is None else PRESETS[require_choice("preset", preset, tuple(PRESETS))]
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(maker).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        and parameter.default is not parameter.empty
-        and name != "reference_spacing"  # the spacing, unless given
-    }
 
 
 def _plain(name: str, value: Any) -> Any:

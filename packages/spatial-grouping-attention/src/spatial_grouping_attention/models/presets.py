@@ -47,6 +47,16 @@ def _published(dim: int, mlp_ratio: float) -> dict[str, Any]:
 
 _TINY, _BASE, _LARGE = _published(64, 3.0), _published(128, 2.0), _published(192, 2.0)
 
+SETTINGS = {"nano": _NANO, "tiny": _TINY, "base": _BASE, "large": _LARGE}
+
+
+def settings_of(preset: str, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of :class:`GroupingViT`: those of a preset, by its name in SETTINGS, where none of ``keywords`` wins."""
+    settings = {**SETTINGS[preset], **keywords}
+    if settings.get("downsample") == "conv" and settings.get("head") == "fused" and "head" not in keywords:
+        settings["head"] = "fpn"  # without memberships the pyramid interpolates
+    return settings
+
 
 def _spell_out(settings: dict[str, Any]) -> Callable[[Preset], Preset]:
     """Show GroupingViT's keywords, with the defaults that they have here, in the signature of a preset."""
@@ -80,9 +90,7 @@ def grouping_vit_nano(
         num_classes: logits of every pixel.
         **keywords: of :class:`GroupingViT`; they win over those of the preset.
     """
-    # Without memberships the pyramid interpolates.
-    head = "fpn" if keywords.get("downsample") == "conv" else _NANO["head"]
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_NANO, "head": head, **keywords})
+    return GroupingViT(spatial_dims, in_channels, num_classes, **settings_of("nano", keywords))
 
 
 @_spell_out(_TINY)
@@ -97,7 +105,7 @@ def grouping_vit_tiny(
         num_classes: logits of every pixel; by default the 150 of ADE20k.
         **keywords: of :class:`GroupingViT`; they win over those of the preset.
     """
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_TINY, **keywords})
+    return GroupingViT(spatial_dims, in_channels, num_classes, **settings_of("tiny", keywords))
 
 
 @_spell_out(_BASE)
@@ -109,7 +117,7 @@ def grouping_vit_base(
     Args:
         spatial_dims, in_channels, num_classes, **keywords: see :func:`grouping_vit_tiny`.
     """
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_BASE, **keywords})
+    return GroupingViT(spatial_dims, in_channels, num_classes, **settings_of("base", keywords))
 
 
 @_spell_out(_LARGE)
@@ -121,4 +129,4 @@ def grouping_vit_large(
     Args:
         spatial_dims, in_channels, num_classes, **keywords: see :func:`grouping_vit_tiny`.
     """
-    return GroupingViT(spatial_dims, in_channels, num_classes, **{**_LARGE, **keywords})
+    return GroupingViT(spatial_dims, in_channels, num_classes, **settings_of("large", keywords))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from RoSE.blocks import MLP, DropPath
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from .tokens import CONVOLUTIONS, Tokens, as_image, as_rows, blanked
 MLPS = ("linear", "conv")
 
 
-class MixMLP(nn.Module):
+class MixMLP(MLP):
     """An MLP whose hidden channels are mixed with those of the tokens around (Mix-FFN of arXiv:2105.15203).
 
     A depthwise convolution between its two linear layers; tokens that are not valid count as 0 there.
@@ -28,16 +27,15 @@ class MixMLP(nn.Module):
     """
 
     def __init__(self, dim: int, spatial_dims: int, mlp_ratio: float, made: dict[str, Any]) -> None:
-        super().__init__()
-        hidden = max(1, int(dim * mlp_ratio))
-        self.fc1 = nn.Linear(dim, hidden, **made)
+        super().__init__(dim, mlp_ratio=mlp_ratio, **made)
+        hidden = self.fc1.out_features
         self.conv = CONVOLUTIONS[spatial_dims](hidden, hidden, 3, padding=1, groups=hidden, **made)
-        self.fc2 = nn.Linear(hidden, dim, **made)
 
-    def forward(self, tokens: Tokens) -> Tensor:
+    # Neighbours are known on a grid only, and an MLP has none.
+    def forward(self, tokens: Tokens) -> Tensor:  # type: ignore[override]
         """Tokens (B, N, dim) -> rows (B, N, dim)."""
         hidden = blanked(self.fc1(tokens.x), tokens.valid)
-        mixed: Tensor = self.fc2(F.gelu(as_rows(self.conv(as_image(hidden, tokens.grid.shape)))))
+        mixed: Tensor = self.fc2(self.act(as_rows(self.conv(as_image(hidden, tokens.grid.shape)))))
         return mixed
 
 
