@@ -91,6 +91,22 @@ def test_wrong_options_are_refused(changes: dict, error: type[Exception], messag
         make(**changes)
 
 
+@pytest.mark.parametrize("downsample", ["group", "conv"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("iters", -1, "iters must be at least 0; got -1"),
+        ("grouping_mlp_ratio", 0.0, "grouping_mlp_ratio must be greater than 0; got 0.0"),
+        ("compactness", 0.0, "compactness must be greater than 0; got 0.0"),
+        ("temperature", "hot", "temperature must be one of 'fixed', 'learned'; got 'hot'"),
+        ("mlp_ratio", -1.0, "mlp_ratio must be greater than 0; got -1.0"),
+    ],
+)
+def test_options_are_judged_where_nothing_uses_them(downsample: str, name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(depths=(0, 0, 0), downsample=downsample, **{name: value})
+
+
 @pytest.mark.parametrize(("position", "value"), [(0, 4), (1, 0), (2, 0)])
 def test_wrong_sizes_of_the_problem_are_refused(position: int, value: int) -> None:
     arguments = [2, 1, 3]

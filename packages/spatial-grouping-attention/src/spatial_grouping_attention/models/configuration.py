@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from RoSE.validation import require_choice, require_int, require_ints, require_odd
+from RoSE.validation import require_choice, require_int, require_ints, require_odd, require_real
 
+from ..layers.temperature import TEMPERATURES
 from .downsample import GROUPINGS
 
 Ints = int | Sequence[int]
@@ -68,6 +69,16 @@ def require_groupings(kinds: str | Sequence[str] | None, levels: int) -> tuple[s
     if len(kinds) != levels:
         raise ValueError(f"grouping must be a name or {levels} names, one per grouping; got {kinds!r}")
     return tuple(require_choice(f"grouping[{i}]", kind, GROUPINGS) for i, kind in enumerate(kinds))
+
+
+def require_rounds(iters: int, mlp_ratio: float, compactness: float | None, temperature: str) -> dict[str, Any]:
+    """Return what groupings do in their rounds, as keywords of their layers; judged for twins too, which have none."""
+    return {
+        "iters": require_int("iters", iters, minimum=0),
+        "mlp_ratio": require_real("grouping_mlp_ratio", mlp_ratio, above=0.0),
+        "compactness": None if compactness is None else require_real("compactness", compactness, above=0.0),
+        "temperature": require_choice("temperature", temperature, TEMPERATURES),
+    }
 
 
 def _per_level(name: str, value: Sizes, levels: int, spatial_dims: int) -> tuple[tuple[int, ...], ...]:

@@ -15,6 +15,7 @@ from RoSE.validation import (
     require_int,
     require_numbers,
     require_probability,
+    require_real,
     require_shape,
     require_sizes,
 )
@@ -22,7 +23,15 @@ from torch import Tensor, nn
 
 from ..assignment import Assignment
 from ..geometry import Spacing
-from .configuration import Ints, Sizes, require_groupings, require_per_stage, require_steps, require_window
+from .configuration import (
+    Ints,
+    Sizes,
+    require_groupings,
+    require_per_stage,
+    require_rounds,
+    require_steps,
+    require_window,
+)
 from .downsample import DOWNSAMPLES, make_downsample
 from .heads import make_head, require_head
 from .output import SegmentationOutput
@@ -139,7 +148,9 @@ class GroupingViT(nn.Module):
         windows = [require_window("window", window, spatial_dims)] * (len(self.dims) - 1) + [None]
         kinds = require_groupings(grouping, len(self.dims) - 1)
         reach = require_window("grouping_window", grouping_window, spatial_dims)
+        options = require_rounds(iters, grouping_mlp_ratio, compactness, temperature)
         require_choice("mlp", mlp, MLPS)
+        require_real("mlp_ratio", mlp_ratio, above=0.0)
         require_choice("downsample", downsample, DOWNSAMPLES)
         head = require_head(head, downsample)
         rates = _rising(require_probability("drop_path", drop_path), self.depths)
@@ -151,12 +162,6 @@ class GroupingViT(nn.Module):
             {"spacing": _times(self.spacing, scale), "backend": backend, **_scaled(rotary, scale, spatial_dims)}
             for scale in steps.scales
         ]
-        options = {
-            "iters": iters,
-            "mlp_ratio": grouping_mlp_ratio,
-            "compactness": compactness,
-            "temperature": temperature,
-        }
         self.stem = make_stem(require_choice("stem", stem, STEMS), in_channels, self.dims[0], steps.scales[0], made)
         self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
         for i, (dim, heads) in enumerate(zip(self.dims, self.num_heads, strict=True)):
