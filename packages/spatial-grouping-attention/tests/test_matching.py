@@ -115,6 +115,27 @@ def test_order_of_objects_and_candidates_changes_nothing() -> None:
         assert_near(gradient, grads[name], 1e-5, name)
 
 
+def test_a_batch_that_processes_share_out_has_the_losses_of_the_whole() -> None:
+    """Each process has one image, of as many objects as the other's by no means, and adds the other's sums."""
+    model, images, targets = network(), image_of(SIZE), objects_of(instances_of(), 1)
+    want = SetMatchingLoss(3)(model(images), targets)
+    grads = gradients(model, want)
+    sums: list[Tensor] = []
+    for i in (0, 1):
+        SetMatchingLoss(3, reduce=lambda t: sums.append(t.detach()) or t)(model(images[i : i + 1]), [targets[i]])
+    shares = []
+    for i in (0, 1):
+        loss = SetMatchingLoss(3, reduce=lambda t, other=sums[1 - i]: t + other)
+        losses = loss(model(images[i : i + 1]), [targets[i]])
+        for got, wanted in zip(losses, want, strict=True):
+            assert_near(got, wanted, 1e-10)
+        shares.append(gradients(model, losses))
+    for name, gradient in grads.items():
+        assert_near(sum(share[name] for share in shares), gradient, 1e-8, name)
+    with pytest.raises(TypeError, match="reduce must be a function of a tensor, or None; got 2"):
+        SetMatchingLoss(3, reduce=2)
+
+
 def test_padding_counts_for_nothing() -> None:
     model, loss = network(), SetMatchingLoss(3)
     targets = objects_of(instances_of(), 1)

@@ -79,6 +79,7 @@ def test_a_planned_network_runs() -> None:
         ({"num_candidates": 9, "downsample": "conv"}, ValueError, "num_candidates must be None where .*; got 9"),
         ({"head_width": 0}, ValueError, "head_width must be at least 1; got 0"),
         ({"drop_path": 1.0}, ValueError, r"drop_path must be in \[0, 1\); got 1.0"),
+        ({"checkpoint": "all"}, TypeError, "checkpoint must be True or False; got 'all'"),
         ({"spacing": torch.ones(2)}, TypeError, "spacing must be a number or one number per axis; got a tensor"),
         ({"spacing": 0.0}, ValueError, "spacing.* must be greater than 0; got 0"),
         ({"compactness": -1.0}, ValueError, "compactness must be greater than 0; got -1"),

@@ -304,6 +304,23 @@ def test_stochastic_depth_rises_and_rests_in_evaluation() -> None:
     assert any(not torch.equal(one, other) for one, other in itertools.pairwise(runs))
 
 
+@pytest.mark.parametrize("mlp", ["linear", "conv"])
+def test_checkpoints_keep_less_and_change_no_gradient(mlp: str) -> None:
+    found = []
+    for checkpoint in (False, True):
+        model = make(mlp=mlp, drop_path=0.5, checkpoint=checkpoint).train()
+        kept: list[int] = []
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            output = model(image_of((13, 10)), valid=torch.rand(2, 13, 10) > 0.2)
+        output.logits.square().sum().backward()
+        found.append((sum(kept), output.logits, [p.grad for p in model.parameters()]))
+    (much, *plain), (little, *recomputed) = found
+    assert little < 0.7 * much
+    for one, other in zip(*map(torch.utils._pytree.tree_leaves, (plain, recomputed)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_twin_differs_in_nothing_but_what_stands_between_stages() -> None:
     names = [
         {name for name, _ in make(downsample=way, head="bilinear").named_parameters() if "downsamples" not in name}

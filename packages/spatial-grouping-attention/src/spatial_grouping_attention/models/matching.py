@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +53,17 @@ class SetMatchingLoss(nn.Module):
 
     Pixels that are not valid count for nothing, and neither do objects without a valid pixel.
 
+    Where processes share the images of a batch out, averages over the objects of one process are not those of the
+    batch: processes have different numbers of them. With ``reduce`` every process has the terms of the whole batch.
+    Its gradient must be the sum of the processes' gradients, as is that of a sum over all processes; the mean over
+    processes that DDP and FSDP take of the parameters' gradients is then the gradient of the whole batch.
+
     Args:
         num_classes: classes of objects, as the network's.
         class_weight, mask_weight, dice_weight: of the terms, the first and the last also in costs.
         no_object_weight: of "no object" in the cross-entropy, in which other classes have a weight of 1. Below 1 it
             raises all scores; MaskFormer's 0.1 is for a hundred candidates, not for all groups of a large grid.
+        reduce: function of a tensor (5,), which sums it over all processes, differentiably; None for one process.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -72,6 +78,7 @@ class SetMatchingLoss(nn.Module):
         mask_weight: float = 5.0,
         dice_weight: float = 5.0,
         no_object_weight: float = 0.4,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = require_int("num_classes", num_classes, minimum=1)
@@ -79,6 +86,9 @@ class SetMatchingLoss(nn.Module):
         self.mask_weight = require_real("mask_weight", mask_weight, minimum=0.0)
         self.dice_weight = require_real("dice_weight", dice_weight, minimum=0.0)
         self.no_object_weight = require_real("no_object_weight", no_object_weight, minimum=0.0)
+        if reduce is not None and not callable(reduce):
+            raise TypeError(f"reduce must be a function of a tensor, or None; got {reduce!r}")
+        self.reduce = reduce
 
     def forward(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> MatchingLosses:
         """Compare what a network with candidates found with the objects of every image.
@@ -88,7 +98,7 @@ class SetMatchingLoss(nn.Module):
             targets: one :class:`Objects` per image, or a pair of its parts.
 
         Returns:
-            The terms and their sum, averages over the objects of the batch.
+            The terms and their sum, averages over the objects of the batch (of all processes, with ``reduce``).
 
         Raises:
             TypeError: labels are not integers, or masks not boolean.
@@ -97,16 +107,21 @@ class SetMatchingLoss(nn.Module):
         """
         if output.candidates is None or output.class_logits is None:
             raise ValueError("output must come from a network with num_candidates; got one without candidates")
-        class_logits = output.class_logits.float()
+        class_logits = output.class_logits.to(wide(output.class_logits.dtype))
         objects = self._batch(output, targets)
         slots = self._slots(output, class_logits, objects)
-        classes = self._classes(output.candidates, class_logits, objects.labels, slots)
         chosen = output.candidates.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         masks, dice = mask_losses(output.masks_of(chosen).flatten(2), objects.masks, _valid_pixels(output))
         pairs = slots >= 0
-        weight = 1 / pairs.sum().clamp(min=1)
-        masks, dice = (weight * losses.masked_select(pairs).sum() for losses in (masks, dice))
-        masks, dice = self.mask_weight * masks, self.dice_weight * dice
+        sums = (
+            *self._classes(output.candidates, class_logits, objects.labels, slots),
+            *(losses.masked_select(pairs).sum() for losses in (masks, dice)),
+            pairs.sum(),
+        )
+        total = torch.stack([each.to(class_logits.dtype) for each in sums])
+        classes, weight, masks, dice, number = total if self.reduce is None else self.reduce(total)
+        classes = self.class_weight * classes / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        masks, dice = (w * s / number.clamp(min=1) for w, s in ((self.mask_weight, masks), (self.dice_weight, dice)))
         return MatchingLosses(classes + masks + dice, classes, masks, dice)
 
     def _batch(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> Objects:
@@ -149,16 +164,17 @@ class SetMatchingLoss(nn.Module):
             slots[i, columns] = candidates[rows]
         return slots
 
-    def _classes(self, candidates: Tensor, class_logits: Tensor, labels: Tensor, slots: Tensor) -> Tensor:
-        """Cross-entropy of all candidates' classes, averaged by weights."""
+    def _classes(
+        self, candidates: Tensor, class_logits: Tensor, labels: Tensor, slots: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of all candidates' classes, summed by weights, and the sum of the weights."""
         wanted = torch.full_like(candidates, self.num_classes).masked_fill(candidates < 0, IGNORED)
         image, entry = (slots >= 0).nonzero(as_tuple=True)
         wanted[image, slots[image, entry]] = labels[image, entry]
         weights = class_logits.new_ones(self.num_classes + 1)
         weights[-1] = self.no_object_weight
         losses = F.cross_entropy(class_logits.mT, wanted, weights, ignore_index=IGNORED, reduction="sum")
-        weight = weights[wanted[wanted != IGNORED]].sum()
-        return self.class_weight * losses / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        return losses, weights[wanted[wanted != IGNORED]].sum()
 
 
 def objects_of(instances: Tensor, classes: int | Tensor) -> list[Objects]:

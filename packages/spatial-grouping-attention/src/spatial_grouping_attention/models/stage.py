@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from RoSE.blocks import MLP, DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..layers import WindowedSelfAttention
 from .tokens import CONVOLUTIONS, Tokens, as_image, as_rows, blanked
@@ -91,6 +93,7 @@ class Stage(nn.Module):
     Args:
         dim, num_heads, spatial_dims, window, mlp, mlp_ratio, made, attention: see :class:`Block`.
         drop_path: one probability per block.
+        checkpoint: compute every block again in the backward pass instead of keeping what it computes.
     """
 
     def __init__(
@@ -102,10 +105,12 @@ class Stage(nn.Module):
         mlp: str,
         mlp_ratio: float,
         drop_path: Sequence[float],
+        checkpoint: bool,
         made: dict[str, Any],
         attention: dict[str, Any],
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, spatial_dims, window, mlp, mlp_ratio, rate, made, attention) for rate in drop_path
         )
@@ -114,5 +119,6 @@ class Stage(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         """Tokens (B, N, dim) -> tokens on the same grid, 0 where they are not valid."""
         for block in self.blocks:
-            tokens = block(tokens)
+            recompute = self.checkpoint and torch.is_grad_enabled()
+            tokens = recomputed(block, tokens, use_reentrant=False) if recompute else block(tokens)
         return Tokens(blanked(self.norm(tokens.x), tokens.valid), tokens.grid, tokens.valid)

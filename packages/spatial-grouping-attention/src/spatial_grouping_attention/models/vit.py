@@ -11,6 +11,7 @@ from RoSE.keywords import RotaryKeywords, spell_out_rotary_keywords
 from RoSE.validation import (
     require_boolean,
     require_choice,
+    require_flag,
     require_floating,
     require_int,
     require_numbers,
@@ -90,6 +91,8 @@ class GroupingViT(nn.Module):
             where the head is ``"panoptic"``, and otherwise for none.
         drop_path: probability, in [0, 1), of leaving out a residual branch in the last block; grows linearly from 0
             in the first (arXiv:1603.09382).
+        checkpoint: while training, compute blocks and the rounds of groupings again in the backward pass instead of
+            keeping what they compute: less memory, one more forward pass of them, and the same gradients.
         spacing: physical distance between pixels when ``forward`` is given none, and the one on which positions are
             scaled; a number, or one per axis.
         backend: see :func:`.functional.grouping_attention`.
@@ -130,6 +133,7 @@ class GroupingViT(nn.Module):
         head_width: int | None = None,
         num_candidates: int | None = None,
         drop_path: float = 0.0,
+        checkpoint: bool = False,
         spacing: float | Sequence[float] = 1.0,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -149,6 +153,7 @@ class GroupingViT(nn.Module):
         kinds = require_groupings(grouping, len(self.dims) - 1)
         reach = require_window("grouping_window", grouping_window, spatial_dims)
         options = require_rounds(iters, grouping_mlp_ratio, compactness, temperature)
+        options["checkpoint"] = require_flag("checkpoint", checkpoint)
         require_choice("mlp", mlp, MLPS)
         require_real("mlp_ratio", mlp_ratio, above=0.0)
         require_choice("downsample", downsample, DOWNSAMPLES)
@@ -175,7 +180,7 @@ class GroupingViT(nn.Module):
                 }
                 self.downsamples.append(make_downsample(downsample, *between, kinds[i - 1], reach, known, made))
             at = dim, heads, spatial_dims, windows[i], mlp, mlp_ratio, rates[i].blocks
-            self.stages.append(Stage(*at, made, of_stages[i]))
+            self.stages.append(Stage(*at, checkpoint, made, of_stages[i]))
         scales = [Scale(scale, steps.scales[0]) for scale in steps.scales]
         self.head = make_head(head, self.dims, scales, width, self.num_classes, made)
         self.candidate_head = None
