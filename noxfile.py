@@ -180,7 +180,7 @@ def tests_libraries(session: nox.Session) -> None:
 def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
-    install(session, "pytest", "pytest-xdist", "hypothesis")
+    install(session, "pytest", "pytest-xdist", "hypothesis", groups=("brain",))
     run_tests(session, ROOT / "docs" / "examples", options=("-m", "training"))
 
 
@@ -212,6 +212,14 @@ def predict(session: nox.Session) -> None:
     """Segment images with it: ``nox -s predict -- --checkpoint FILE --images DIR --out DIR``."""
     install_training(session)
     run_example(session, "predict_segmentation.py")
+
+
+@nox.session
+def brain(session: nox.Session) -> None:
+    """Train on two thirds of a head in three dimensions and draw the third; options go after ``--``."""
+    install_training(session)
+    install(session, groups=("brain",))
+    run_example(session, "segment_brain.py")
 
 
 @nox.session
