@@ -132,10 +132,20 @@ def tests_attention(session: nox.Session) -> None:
 
 @nox.session(name="tests-pair")
 def tests_pair(session: nox.Session) -> None:
-    """Both test suites in one environment, and the programs and code blocks of the documentation."""
+    """RoSE's tests beside the other package, and the programs and code blocks of the documentation.
+
+    The attention package's own tests always run beside RoSE's wheel: see tests-attention.
+    """
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
     install_peers(session)
-    run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "docs")
+    run_tests(session, ROSE / "tests", ROOT / "docs")
+
+
+@nox.session(name="tests-slow")
+def tests_slow(session: nox.Session) -> None:
+    """What takes minutes: every variant exported to ONNX and compiled, peak memory of the largest examples."""
+    install(session, *build(session, ROSE, GROUPING), groups=("test",))
+    run_tests(session, GROUPING / "tests", options=("-m", "slow"))
 
 
 @nox.session(name="tests-optional")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from grouping_cases import squared_distances, window_entries
 from spatial_grouping_attention import (
@@ -21,6 +22,17 @@ VARIANTS = {
     "deformable": DeformableSpatialGroupingAttention,
 }
 SHAPES = {1: (13,), 2: (6, 9), 3: (4, 5, 3)}
+
+
+def mostly_slow(first: object, *others: object) -> list[object]:
+    """Parameters of a test that exports or compiles: the first is in every run, the others in that of slow tests."""
+    rows = [other if isinstance(other, tuple) else (other,) for other in others]
+    return [first, *(pytest.param(*row, marks=pytest.mark.slow) for row in rows)]
+
+
+PADDED_OR_NOT = mostly_slow(
+    ("sparse", False), ("sparse", True), *((variant, p) for variant in ("dense", "deformable") for p in (False, True))
+)
 
 
 def make_layer(variant: str, ndim: int = 2, *, seed: int = 0, **options: object) -> SpatialGroupingAttention:

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from grouping_cases import assert_near
-from layer_cases import VARIANTS, make_layer, tokens
+from layer_cases import PADDED_OR_NOT, VARIANTS, make_layer, mostly_slow, tokens
 from spatial_grouping_attention import WindowedSelfAttention, compose
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
@@ -14,7 +14,9 @@ SHAPE = (6, 9)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what it has deprecated
 
 
-@pytest.mark.parametrize(("variant", "compactness"), [*((variant, 2.0) for variant in VARIANTS), ("sparse", None)])
+@pytest.mark.parametrize(
+    ("variant", "compactness"), mostly_slow(("sparse", 2.0), ("sparse", None), ("dense", 2.0), ("deformable", 2.0))
+)
 def test_a_compiled_layer_is_the_same_layer(variant: str, compactness: float | None) -> None:
     torch._dynamo.reset()
     layer = make_layer(variant, relative_bias=variant != "dense", iters=1, compactness=compactness)
@@ -29,7 +31,7 @@ def test_a_compiled_layer_is_the_same_layer(variant: str, compactness: float | N
         assert_near(traced, eager, 1e-5)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "windowed self-attention"])
+@pytest.mark.parametrize("variant", mostly_slow("sparse", "dense", "deformable", "windowed self-attention"))
 def test_validity_is_in_the_graph(variant: str) -> None:
     """One graph, whichever tokens are valid."""
     torch._dynamo.reset()
@@ -64,7 +66,7 @@ def test_spacings_in_tensors_do_not_recompile() -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("variant", ["dense", "sparse"])
+@pytest.mark.parametrize("variant", mostly_slow("sparse", "dense"))
 def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
     """Once, because a size is taken for a constant until it changes."""
     torch._dynamo.reset()
@@ -83,7 +85,7 @@ def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
     assert counter.frame_count == 3
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", mostly_slow("sparse", "dense", "deformable"))
 def test_exported_layers_can_be_saved(variant: str) -> None:
     layer = make_layer(variant, iters=1, compactness=2.0)
     valid = torch.ones(2, *SHAPE, dtype=torch.bool)
@@ -108,7 +110,7 @@ class Fixed(torch.nn.Module):
         return self.layer(x, 1.0, SHAPE, valid=valid)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", mostly_slow("sparse", "dense", "deformable"))
 def test_exported_layers_take_any_batch(variant: str) -> None:
     layer = make_layer(variant, iters=1, compactness=2.0).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -158,7 +160,7 @@ def assert_segments(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor])
 
 
 # Below all variants are traced with padding and without it.
-@pytest.mark.parametrize(("variant", "padded"), [("dense", True), ("sparse", False), ("deformable", True)])
+@pytest.mark.parametrize(("variant", "padded"), mostly_slow(("sparse", False), ("dense", True), ("deformable", True)))
 def test_labels_are_in_the_graph(variant: str, padded: bool) -> None:
     torch._dynamo.reset()
     model = Segments(variant)
@@ -167,8 +169,7 @@ def test_labels_are_in_the_graph(variant: str, padded: bool) -> None:
     assert_segments(compiled(*inputs), model(*inputs))
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "padded"), PADDED_OR_NOT)
 def test_exported_labels_take_any_batch(variant: str, padded: bool) -> None:
     model = Segments(variant)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}

@@ -33,6 +33,7 @@ print(json.dumps({"bytes": peak() - before}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", MEASURED)
 def test_peak_memory(title: str) -> None:
     paths = [str(Path(__file__).parent), *sys.path]

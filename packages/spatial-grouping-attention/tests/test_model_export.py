@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from grouping_cases import assert_near
+from layer_cases import mostly_slow
 from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, grouping_vit_nano
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def assert_same(got: SegmentationOutput, want: SegmentationOutput) -> None:
         assert_near(got.mask_logits.exp(), want.mask_logits.exp(), 1e-4)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", mostly_slow(*HEADS))
 def test_exported_networks_can_be_saved(head: str) -> None:
     model, file = nano(head), io.BytesIO()
     with torch.no_grad():
@@ -47,7 +48,7 @@ def test_exported_networks_can_be_saved(head: str) -> None:
         assert_same(torch.export.load(file).module()(image_of(2)), want)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", mostly_slow(*HEADS))
 def test_exported_networks_take_any_batch(head: str) -> None:
     model, batch = nano(head), torch.export.Dim("batch", min=1, max=64)
     spacing, valid = torch.tensor([[1.0, 0.7]] * 2), torch.ones(2, *SIZE, dtype=torch.bool)
@@ -73,7 +74,7 @@ class Masks(torch.nn.Module):
         return [x for x in (output.logits, output.class_logits, output.mask_logits) if x is not None]
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", mostly_slow(*HEADS))
 def test_exported_networks_take_any_size_of_whole_groups(head: str) -> None:
     """For others, tokens are added, and how many is a branch that one graph cannot have."""
     model = Masks(nano(head))
@@ -86,7 +87,7 @@ def test_exported_networks_take_any_size_of_whole_groups(head: str) -> None:
                 assert_near(got, want, 1e-4)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", mostly_slow(*HEADS))
 def test_compiled_networks_are_one_graph(head: str) -> None:
     model = nano(head)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from grouping_cases import assert_near
+from layer_cases import mostly_slow
 from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, grouping_vit_nano
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def assert_agrees(program: Any, model: nn.Module, path: Path, *cases: tuple[Tens
             assert_near(torch.from_numpy(results[0]), model(*inputs), 1e-4)
 
 
-@pytest.mark.parametrize("head", ["fused", "native"])
+@pytest.mark.parametrize("head", mostly_slow("native", "fused"))
 def test_another_runtime_agrees_for_any_batch(head: str, tmp_path: Path) -> None:
     model = Logits(nano(head=head))
     spacing, valid = torch.tensor([[1.0, 0.7], [0.5, 0.5]]), torch.ones(2, *SIZE, dtype=torch.bool)
@@ -74,6 +75,7 @@ def test_another_runtime_agrees_for_any_batch(head: str, tmp_path: Path) -> None
     assert_agrees(program, model, tmp_path, *cases)
 
 
+@pytest.mark.slow
 def test_another_runtime_agrees_on_volumes_and_with_windows(tmp_path: Path) -> None:
     model, inputs = Logits(nano(3, depths=(1, 0), window=3)), (image_of(2, (11, 10, 9)),)
     assert_agrees(export(model, *inputs), model, tmp_path, inputs)
@@ -88,6 +90,7 @@ def largest(program: Any) -> int:
     return max(math.prod(shape) for shape in sizes)
 
 
+@pytest.mark.slow
 def test_no_tensor_grows_faster_than_the_image() -> None:
     """The attention of the last stage, which sees all of a far smaller grid, is left out."""
     model = Logits(nano(depths=(1, 0)))

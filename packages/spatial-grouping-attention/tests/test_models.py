@@ -354,6 +354,7 @@ def test_half_types_stay_close() -> None:
     assert_near(model.bfloat16()(image.bfloat16(), valid=valid).logits.float(), want, 0.05)
 
 
+@pytest.mark.slow
 def test_one_graph_for_compilers() -> None:
     model, image = make(dims=(8, 16), depths=(1, 1), num_heads=(2, 2)), image_of((9, 11))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(image)

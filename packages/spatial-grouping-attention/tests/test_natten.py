@@ -15,6 +15,7 @@ import pytest
 import torch
 from compactness_cases import alone, compare
 from grouping_cases import assert_near
+from layer_cases import mostly_slow
 from spatial_grouping_attention import Neighbourhood
 from spatial_grouping_attention.backends import Backend, Operands, Problem, natten, reference
 from spatial_grouping_attention.backends.selection import refusals
@@ -108,7 +109,8 @@ def test_composition_is_the_reference(seen: Neighbourhood, extras: str, operator
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("stride 2", torch.float32), ("stride 2", torch.bfloat16), ("dilated", torch.float32)]
+    ("name", "dtype"),
+    mostly_slow(("stride 2", torch.bfloat16), ("stride 2", torch.float32), ("dilated", torch.float32)),
 )
 @pytest.mark.usefixtures("emulator")
 def test_compactness_on_a_long_axis_is_the_closed_form(name: str, dtype: torch.dtype) -> None:

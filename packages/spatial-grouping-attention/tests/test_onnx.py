@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 from grouping_cases import assert_near
-from layer_cases import VARIANTS, make_layer, tokens
+from layer_cases import PADDED_OR_NOT, make_layer, tokens
 from spatial_grouping_attention import GroupingOutput, compose
 from spatial_grouping_attention.functional import select
 
@@ -32,8 +32,7 @@ class Masks(torch.nn.Module):
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )  # the exporter's
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "padded"), PADDED_OR_NOT)
 def test_exported_layers_agree(variant: str, padded: bool, tmp_path: Path) -> None:
     model = Masks(make_layer(variant, iters=2, compactness=2.0)).eval()
     inputs = (tokens(SHAPE), torch.ones(2, *SHAPE, dtype=torch.bool))[: 1 + padded]
