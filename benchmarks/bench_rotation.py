@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from entries import BACKWARD, Bound, Case, Entry, of_leaves, random_leaves, yardstick
+from entries import BACKWARD, DEVICE, Bound, Case, Entry, of_leaves, random_leaves, yardstick
 from harness import run
 from other_libraries import beside_torchvision, compiled, library, needs_gpu
 from RoSE import RotarySpatialEmbedding
@@ -158,10 +159,22 @@ def copy_of_x(small: bool) -> Bound:
     return of_leaves(lambda x: x.clone(), operands(small, torch.float32))
 
 
+def copy_into_fresh_pages(small: bool) -> Bound:
+    """What a first use of memory costs, which other figures leave out."""
+    leaves = operands(small, torch.float32)
+
+    def call(x: Tensor) -> Tensor:
+        return torch.frombuffer(mmap.mmap(-1, x.nbytes), dtype=x.dtype).view_as(x).copy_(x)
+
+    return of_leaves(call, leaves)
+
+
 def given(per_head: bool) -> Case:
     """Cosines are given, one for each head or the same for all."""
     layouts = {"interleaved": True, "half": False}
     entries = [yardstick("copy of x", copy_of_x)]
+    if per_head and DEVICE == "cpu":
+        entries.append(yardstick("copy of x into fresh pages", copy_into_fresh_pages))
     for layout, flag in layouts.items():
         makers: dict[str, Callable[[Tensor], Turn]] = {
             f"RoSE, {layout}": ours(rotate_eager, flag),
@@ -171,7 +184,9 @@ def given(per_head: bool) -> Case:
             f"naive, {layout}, torch.compile": naive(flag, compile_it=True),
             f"timm, {layout}": timm(flag),
         }
-        entries += [entry(name, make, flag, per_head) for name, make in makers.items()]
+        entries += [
+            entry(name, make, flag, per_head, counted="torch.compile" not in name) for name, make in makers.items()
+        ]
     made = "makes cosines at every call"
     entries.append(entry("rotary-embedding-torch, interleaved", rotary_embedding_torch, True, per_head, note=made))
     if not per_head:
@@ -194,6 +209,7 @@ def learned() -> Case:
             name,
             lambda small: of_leaves(form, leaves(small, torch.float32)),
             lambda small: of_leaves(oracle, leaves(small, torch.float64)),
+            counted="torch.compile" not in name,
         )
 
     def interleaved_oracle(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -30,9 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """A single thread, as the figures are told for."""
+    """A single thread and an allocator that keeps its pages, as the figures are told for."""
+    import probes
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    probes.PAGES_KEPT = probes.keep_pages()
     yield
     torch.set_num_threads(before)
 

@@ -17,8 +17,8 @@ import torch
 from entries import BACKWARD, FORWARD, Absent, Bound, Case, Entry
 from probes import Call, Rates, repeats_for
 
-ROUNDS, FEWEST_ROUNDS = 7, 3
-ROUNDS_SECONDS = 25.0
+ROUNDS, FEWEST_ROUNDS = 5, 3
+ROUNDS_SECONDS = 12.0
 """Rounds beyond the fewest are not begun after this."""
 
 
@@ -86,7 +86,7 @@ def error_of(entry: Entry, small: bool, gradients: bool) -> float | None:
     if entry.oracle is None:
         forward_of(bound)()
         return None
-    if hasattr(bound, "error"):  # of another process, which holds itself to its own float64
+    if not isinstance(bound, Bound):  # of another process, which holds itself to its own float64
         return float(bound.error())
     gradients = gradients and not entry.only_forward
     found, expected = (results_of(b, gradients) for b in (bound, entry.oracle(small)))
@@ -148,7 +148,7 @@ def measure(case: Case, way: str, agreeing: dict[str, float | None], recorder: R
             recorder.leave_out(group, entry.name, entry.only_forward)
             continue
         bound = entry.bind(False)
-        calls[entry.name] = bound.timed(way) if hasattr(bound, "timed") else Call(MAKE[way](bound))
+        calls[entry.name] = Call(MAKE[way](bound)) if isinstance(bound, Bound) else bound.timed(way)
         facts[entry.name] = facts_of(entry, bound, calls[entry.name], way)
         facts[entry.name] |= {"error": agreeing[entry.name], "tolerance": entry.tolerance, "note": entry.note}
     rates = Rates()
@@ -169,28 +169,23 @@ def measure(case: Case, way: str, agreeing: dict[str, float | None], recorder: R
     return {name: medians[name] for name in calls}
 
 
-def facts_of(entry: Entry, bound: Bound, call: Any, way: str) -> dict[str, Any]:
+def facts_of(entry: Entry, bound: Any, call: Any, way: str) -> dict[str, Any]:
     """What is counted rather than timed; the first call, which may compile, comes before."""
     call.sample(1)
-    leaves = [x for x in bound.leaves.values()]
-    parameters = {name: x for name, x in bound.leaves.items() if name not in ("x", "q", "k", "v")}
-    moved = sum(x.numel() * x.element_size() for x in leaves) + result_bytes(bound)
+    if isinstance(bound, Bound):
+        with torch.no_grad():
+            out = bound.call()
+        moved = sum(x.numel() * x.element_size() for x in (*bound.leaves.values(), out))
+        parameters = sum(x.numel() for x in bound.leaves.values() if isinstance(x, torch.nn.Parameter))
+    else:
+        moved, parameters = bound.operand_bytes + bound.result_bytes, bound.parameters
     return {
         "yardstick": entry.oracle is None,
         "moved_bytes": moved * (2 if way == BACKWARD else 1),
-        "parameters": sum(x.numel() for x in parameters.values()),
+        "parameters": parameters,
         "peak_bytes": call.peak_bytes(),
         "flops": call.flops() if entry.counted else None,
     }
-
-
-def result_bytes(bound: Bound) -> int:
-    """Size of what is written, known without a call where another process makes it."""
-    if hasattr(bound, "result_bytes"):
-        return int(bound.result_bytes)
-    with torch.no_grad():
-        out = bound.call()
-    return out.numel() * out.element_size()
 
 
 def bound_seconds(moved_bytes: int, flops: int, speeds: dict[str, float]) -> float:

@@ -12,6 +12,9 @@ import torch
 from entries import DEVICE, Absent
 from torch import Tensor
 
+# One function is compiled for every layout and problem of a session.
+MOST_FORMS = 256
+
 # A schema lives as long as its library object.
 _SCHEMAS: list[torch.library.Library] = []
 
@@ -46,6 +49,7 @@ def beside_torchvision(name: str) -> ModuleType:
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """torch.compile, anew for every shape, because one is timed and another is held to the oracle."""
+    torch._dynamo.config.recompile_limit = MOST_FORMS
     return torch.compile(function, dynamic=False, **options)
 
 

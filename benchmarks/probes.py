@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import platform
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ SAMPLE_SECONDS = 0.1
 # More than the caches of a CPU or a GPU hold; a product that is bound by arithmetic.
 COPIED_BYTES = 2**26 if DEVICE == "cpu" else 2**30
 PRODUCT_WIDTH = 768 if DEVICE == "cpu" else 8192
+
+PAGES_KEPT = False  # until keep_pages has said otherwise
 
 LIBRARIES = (
     "torch", "numpy", "numba", "triton", "natten", "timm", "monai", "rotary-embedding-torch", "x-transformers",
@@ -55,9 +59,16 @@ class Call:
 
     def flops(self) -> int:
         """Floating-point operations of products that torch's counter knows."""
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        # Which module an operation belongs to is not asked; finding out takes hooks that autograd.grad refuses.
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+        with counter:
             self.run()
         return int(counter.get_total_flops())
+
+
+class _NoModules(contextlib.nullcontext[None]):
+    parents = ("Global",)
 
 
 def _peak_on_cuda(run: Callable[[], Any]) -> int:
@@ -78,6 +89,22 @@ def _peak_on_cpu(run: Callable[[], Any]) -> int:
         held += event.nbytes()
         highest = max(highest, held)
     return highest
+
+
+def keep_pages() -> bool:
+    """Have glibc keep the memory that is freed; whether it does.
+
+    It gives blocks of 32 MB and more back at once, and the system then maps them anew, page by page. On a virtual
+    machine that takes several times as long as the arithmetic that is to be measured, and not the same from one minute
+    to the next.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    wanted = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26))
+    return all(mallopt(option, value) == 1 for option, value in wanted)
 
 
 def repeats_for(call: Call) -> int:
@@ -125,6 +152,7 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "pages kept": PAGES_KEPT,
         "python": platform.python_version(),
         "system": platform.system(),
         "versions": versions,
