@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from predict_segmentation import main as predict
-from segmentation import loop
+from segmentation import loop, sharded
 from segmentation.checkpoint import read
 from segmentation.records import Records
 from segmentation.settings import Settings, build_network
@@ -25,24 +26,22 @@ QUICK = ["--epochs", "2", "--steps", "2", "--batch", "2", "--device", "cpu", "--
 
 # Runs in a process of its own, which kills itself with half of the second epoch's checkpoint on the disk.
 KILLED = """
-import io, os, signal, sys
+import os, signal, sys
 sys.path.insert(0, {examples!r})
 import torch
 import train_segmentation
+from segmentation import sharded
 torch.set_num_threads(1)
-save, written = torch.save, []
+complete, written = sharded._complete, []
 
-def kill_in_the_second(contents, file):
-    whole = io.BytesIO()
-    save(contents, whole)
-    written.append(file.name)
-    if sum(".last.pt." in name for name in written) == 2:
-        file.write(whole.getvalue()[: whole.tell() // 2])
-        file.flush()
+def kill_in_the_second(folder, temporary, *rest):
+    written.append(temporary)
+    if len(written) == 2:
+        (temporary / "rest.pt").write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
-    file.write(whole.getvalue())
+    complete(folder, temporary, *rest)
 
-torch.save = kill_in_the_second
+sharded._complete = kill_in_the_second
 train_segmentation.main({arguments!r})
 """
 
@@ -103,18 +102,21 @@ def plane(tmp_path_factory):
     return options, folder / "undisturbed"
 
 
-def weights(folder):
-    return read(folder / "last.pt", ())["training"]
+def kept(folder):
+    """Tensors of a checkpoint by name, and the rest of it."""
+    path, rest = sharded.read(folder / "last", ())
+    settings = Settings.from_data(rest["settings"])
+    training = loop.Training(build_network(settings), None, settings, torch.device("cpu"))
+    tensors = training.tensors()
+    sharded.load(path, tensors)
+    return tensors, rest["training"]
 
 
 def assert_same_training(one, other):
     assert (one / "history.json").read_text() == (other / "history.json").read_text()
-    first, second = weights(one), weights(other)
-    for part in ("network", "average", "optimiser"):
-        flat = [torch.utils._pytree.tree_leaves(state[part]) for state in (first, second)]
-        assert len(flat[0]) == len(flat[1])
-        assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(*flat, strict=True))
-    assert torch.equal(first["random"]["cpu"], second["random"]["cpu"])
+    first, second = (torch.utils._pytree.tree_leaves(kept(folder)) for folder in (one, other))
+    assert len(first) == len(second)
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(first, second, strict=True))
 
 
 def test_what_training_leaves(plane):
@@ -141,11 +143,11 @@ def test_killed_while_writing_and_gone_on_with(plane, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     out = tmp_path / "killed"
-    assert list(out.glob(".last.pt.*.tmp"))
-    assert weights(out)["progress"]["epoch"] == 1
+    assert sorted(path.name for path in (out / "last").iterdir()) == [".00000001.tmp", "00000000"]
+    assert kept(out)[1]["progress"]["epoch"] == 1
     train([*arguments, "--resume"])
     assert_same_training(undisturbed, out)
-    assert not list(out.glob(".*.tmp"))
+    assert [path.name for path in (out / "last").iterdir()] == ["00000001"]
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -182,9 +184,10 @@ def test_stopped_by_the_keyboard_with_workers(plane, tmp_path):
 
 def test_complete_training_is_not_trained_further(plane):
     options, out = plane
-    before = (out / "last.pt").read_bytes()
+    before = {path: path.read_bytes() for path in (out / "last").rglob("*.*")}
+    assert before
     train([*options, "--out", str(out), "--resume"])
-    assert (out / "last.pt").read_bytes() == before
+    assert {path: path.read_bytes() for path in (out / "last").rglob("*.*")} == before
 
 
 def test_workers_change_nothing(plane, tmp_path):
@@ -196,7 +199,7 @@ def test_workers_change_nothing(plane, tmp_path):
 def test_half_precision_on_a_processor(plane, tmp_path):
     options, _ = plane
     train([*options, "--out", str(tmp_path), "--amp", "bf16"])
-    assert weights(tmp_path)["network"]["stem.proj.weight"].dtype == torch.float32
+    assert read(tmp_path / "best.pt", ())["weights"]["stem.proj.weight"].dtype == torch.float32
     losses = [json.loads((out / "history.json").read_text())[-1]["loss"] for out in (tmp_path, plane[1])]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
@@ -229,14 +232,16 @@ def test_other_files_than_before(plane, tmp_path):
 
 
 def test_nothing_to_go_on_from(plane, tmp_path):
-    with pytest.raises(SystemExit, match=r"last.pt must be a checkpoint; there is no such file"):
+    with pytest.raises(SystemExit, match=r"last must be a folder with a checkpoint; there is none"):
         train([*plane[0], "--out", str(tmp_path), "--resume"])
 
 
 def test_damaged_checkpoint(plane, tmp_path):
     options, out = plane
-    (tmp_path / "last.pt").write_bytes((out / "last.pt").read_bytes()[:-1000])
-    with pytest.raises(SystemExit, match=r"last.pt must be a checkpoint written by train_segmentation.py"):
+    shutil.copytree(out / "last", tmp_path / "last")
+    (path,) = tmp_path.glob("last/*/__0_0.distcp")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(SystemExit, match=r"must be a whole checkpoint; of its files, damaged: __0_0.distcp"):
         train([*options, "--out", str(tmp_path), "--resume"])
 
 
@@ -245,8 +250,8 @@ def test_full_disk_stops_training_and_keeps_what_there_was(plane, tmp_path, monk
     arguments = [*options, "--out", str(tmp_path)]
     save = torch.save
 
-    def fill(contents, file):
-        if contents.get("training", {}).get("progress", {}).get("epoch") == 2:
+    def fill(contents, file, *_, **__):
+        if isinstance(contents, dict) and contents.get("training", {}).get("progress", {}).get("epoch") == 2:
             raise OSError(28, "No space left on device")
         save(contents, file)
 
@@ -254,13 +259,14 @@ def test_full_disk_stops_training_and_keeps_what_there_was(plane, tmp_path, monk
         patched.setattr(torch, "save", fill)
         with pytest.raises(SystemExit, match="No space left on device; the checkpoint that was there is unchanged"):
             train(arguments)
-    assert weights(tmp_path)["progress"]["epoch"] == 1
+    assert [path.name for path in (tmp_path / "last").iterdir()] == ["00000000"]
+    assert kept(tmp_path)[1]["progress"]["epoch"] == 1
     train([*arguments, "--resume"])
     assert_same_training(undisturbed, tmp_path)
 
 
 def test_loss_that_is_no_number_names_step_and_files(plane, tmp_path, monkeypatch):
-    def broken(output, labels, valid):
+    def broken(output, *_):
         return {"total": output.logits.mean() * float("nan")}
 
     monkeypatch.setitem(train.__globals__["CRITERIA"], "semantic", broken)

@@ -2,8 +2,9 @@
 
     python docs/examples/train_segmentation.py --images cells/images --labels cells/labels --out cells/training
     python docs/examples/train_segmentation.py --images cells/images --labels cells/labels --out cells/training --resume
+    torchrun --nproc-per-node 2 docs/examples/train_segmentation.py --images cells/images --labels cells/labels
 
-See docs/train-on-your-images.md.
+See docs/train-on-your-images.md, and docs/training-at-scale.md for several processes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from segmentation import checkpoint
+from segmentation import checkpoint, sharded
 from segmentation.checkpoint import CheckpointError
 from segmentation.crops import Crops
 from segmentation.loop import DivergenceError, Training
@@ -27,38 +28,50 @@ from segmentation.options import chosen, parse
 from segmentation.pairs import Sample, find_pairs, load_samples, split
 from segmentation.pictures import draw
 from segmentation.prediction import Predictor, largest_piece
+from segmentation.processes import ProcessError, Processes, is_restarted, started
 from segmentation.readers import spatial_dims_of
 from segmentation.records import Records
-from segmentation.settings import TASKS, Settings, build_network, complete, differences
+from segmentation.settings import TASKS, Settings, SettingsError, build_network, complete, differences
 from segmentation.stopping import Stopped, StopRequest
 from segmentation.validation import MAIN_SCORES, validate
 from tqdm import tqdm
 
 PROGRAM = Path(__file__).name
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST = "last", "best.pt"
 PICTURED = 4  # validation samples in the picture of an epoch
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the program; returns a row of numbers per epoch."""
     options = parse(arguments)
-    try:
-        settings, work, kept = prepare(options)
-    except (OSError, TypeError, ValueError) as problem:
-        sys.exit(f"{PROGRAM}: {problem}")
+    with started(options.device) as processes:
+        try:
+            training = run(options, processes)
+        except (OSError, TypeError, ValueError, ProcessError) as problem:
+            processes.exit(f"{PROGRAM}: {problem}")
+        if processes.is_first:
+            print(f"{options.out / BEST} is the best network, {options.out / 'history.csv'} how it came to be")
+        return training.history
+
+
+def run(options: argparse.Namespace, processes: Processes) -> Training:
+    """Read, train, and leave files."""
+    with processes.together():
+        settings, work, kept = prepare(options, processes)
+    require_same_view(settings, work.files, processes)
     torch.manual_seed(settings.seed)
-    training = Training(build_network(settings), CRITERIA[settings.task], settings, options.device)
-    try:
-        if kept is not None:
-            checkpoint.fill(training.network, kept["network"], options.out / LAST)
-            training.load_state_dict(kept)
+    network = build_network(settings, options.checkpoint_activations)
+    criterion = CRITERIA[settings.task]
+    training = Training(network, criterion, settings, options.device, processes, options.parallel)
+    if kept is not None:
+        tensors = training.tensors()
+        sharded.load(kept.path, tensors)
+        training.load_state_dict(kept.rest["training"], tensors)
+    if processes.is_first:
         describe(training, work.files)
-        with StopRequest() as stop:
-            train(training, work, stop)
-    except (CheckpointError, OSError) as problem:
-        sys.exit(f"{PROGRAM}: {problem}")
-    print(f"{options.out / BEST} is the best network, {options.out / 'history.csv'} how it came to be")
-    return training.history
+    with StopRequest(processes.any) as stop:
+        train(training, work, stop)
+    return training
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,17 @@ class Work:
     options: argparse.Namespace
 
 
-def prepare(options: argparse.Namespace) -> tuple[Settings, Work, dict[str, Any] | None]:
+class Kept(NamedTuple):
+    """A checkpoint to go on from, and what is kept in it beside tensors."""
+
+    path: Path
+    rest: dict[str, Any]
+
+
+def prepare(options: argparse.Namespace, processes: Processes) -> tuple[Settings, Work, Kept | None]:
     """Read and check everything: settings, samples, and the state to go on from, if there is one."""
-    last = options.out / LAST
-    kept = take_up(last, options)
-    asked = chosen(options) if kept is None else kept["settings"]
+    kept = take_up(options)
+    asked = chosen(options) if kept is None else kept.rest["settings"]
     task = asked.get("task", TASKS[0])
     samples = load_samples(
         options.images,
@@ -86,26 +105,43 @@ def prepare(options: argparse.Namespace) -> tuple[Settings, Work, dict[str, Any]
         spacing=asked.get("given_spacing"),
     )
     settings = complete(asked, samples)
+    if settings.batch % processes.size:
+        raise SettingsError(
+            f"batch must be divisible by the number of processes, {processes.size}; got {settings.batch}"
+        )
     seen, unseen = split(samples, settings.validation, settings.seed)
     files = {"training": [sample.name for sample in seen], "validation": [sample.name for sample in unseen]}
     if kept is not None:
-        require_same_files(last, kept["files"], files)
+        require_same_files(kept.path, kept.rest["files"], files)
     crops = Crops(seen, settings.crop, settings.steps * settings.batch, settings.seed, task=settings.task)
     options.out.mkdir(parents=True, exist_ok=True)
-    return settings, Work(crops, unseen, files, options), None if kept is None else kept["training"]
+    return settings, Work(crops, unseen, files, options), kept
 
 
-def take_up(last: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+def take_up(options: argparse.Namespace) -> Kept | None:
     """The checkpoint to go on from; None to begin."""
-    if not options.resume:
-        if last.exists():
+    last = options.out / LAST
+    exists = sharded.latest(last) is not None
+    if not options.resume and not (exists and is_restarted()):
+        if exists:
             raise CheckpointError(f"{last} is there already: --resume goes on with it, another --out begins anew")
         return None
-    kept = checkpoint.read(last, ("settings", "files", "training"))
-    wrong = differences(Settings.from_data(kept["settings"]), chosen(options))
+    path, rest = sharded.read(last, ("settings", "files", "training"))
+    wrong = differences(Settings.from_data(rest["settings"]), chosen(options))
     if wrong:
         raise CheckpointError(f"{last} cannot be gone on with otherwise than it was begun: {'; '.join(wrong)}")
-    return kept
+    return Kept(path, rest)
+
+
+def require_same_view(settings: Settings, files: dict[str, list[str]], processes: Processes) -> None:
+    """Processes of several machines must find the same files and options."""
+    views = processes.gather((settings, files))
+    others = [rank for rank, view in enumerate(views) if view != views[0]]
+    if others:
+        raise SettingsError(
+            f"data and options must be those of process 0 in all processes; got others in {others}: do their machines "
+            "see the same folders?"
+        )
 
 
 def require_same_files(last: Path, kept: dict[str, list[str]], files: dict[str, list[str]]) -> None:
@@ -120,65 +156,82 @@ def require_same_files(last: Path, kept: dict[str, list[str]], files: dict[str, 
 
 def train(training: Training, work: Work, stop: StopRequest) -> None:
     """All epochs that are left; whatever ends them, a checkpoint says where."""
-    last = work.options.out / LAST
-    records = Records(work.options.out, training.steps_done)
+    last, processes = work.options.out / LAST, training.processes
+    with processes.together():
+        records = Records(work.options.out, training.steps_done) if processes.is_first else None
     try:
         while training.epoch < training.settings.epochs:
             run_epoch(training, work, records, stop)
             save(last, training, work.files)
     except Stopped:
         save(last, training, work.files)
-        print(f"stopped after step {training.steps_done}; --resume goes on from {last}", file=sys.stderr)
+        if processes.is_first:
+            print(f"stopped after step {training.steps_done}; --resume goes on from {last}", file=sys.stderr)
         sys.exit(130)
     except DivergenceError as problem:
         names = ", ".join(work.files["training"][i] for i in problem.samples)
-        sys.exit(
+        processes.exit(
             f"{problem}; its crops are from {names}. Look at these files, or try a lower --learning-rate than "
-            f"{training.settings.learning_rate:g}. {last if last.exists() else 'Nothing'} is kept of what was before"
+            f"{training.settings.learning_rate:g}. {last if sharded.latest(last) else 'Nothing'} is kept of what was "
+            "before"
         )
     finally:
-        records.close()
+        if records is not None:
+            records.close()
 
 
-def run_epoch(training: Training, work: Work, records: Records, stop: StopRequest) -> None:
+def run_epoch(training: Training, work: Work, records: Records | None, stop: StopRequest) -> None:
     """Train, validate, and write down how good it is."""
-    settings, options = training.settings, work.options
     began = time.perf_counter()
+    settings, processes = training.settings, training.processes
     title = f"epoch {training.epoch + 1}/{settings.epochs}"
-    with tqdm(total=settings.steps, initial=training.step, desc=title, unit="step", disable=None, leave=False) as bar:
+    shown: dict[str, Any] = {"disable": None if processes.is_first else True, "leave": False}
+    with tqdm(total=settings.steps, initial=training.step, desc=title, unit="step", **shown) as bar:
 
         def on_step(losses: dict[str, float]) -> None:
-            records.step(training.steps_done, losses, training.schedule.get_last_lr()[0])
+            if records is not None:
+                records.step(training.steps_done, losses, training.schedule.get_last_lr()[0])
             bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
             bar.update()
             stop.check()
 
-        losses = training.finish_epoch(work.crops, options.workers, on_step)
+        losses = training.finish_epoch(work.crops, work.options.workers, on_step)
 
-    largest = largest_piece(settings.crop, options.largest)
-    predictor = Predictor(training.average.module, settings.task, settings.precision, largest)
-    with tqdm(total=len(work.unseen), desc=f"{title}, validation", unit="image", disable=None, leave=False) as bar:
+    largest = largest_piece(settings.crop, work.options.largest)
+    predictor = Predictor(training.averaged(), settings.task, settings.precision, largest)
+    with tqdm(total=len(work.unseen), desc=f"{title}, validation", unit="image", **shown) as bar:
 
-        def on_sample() -> None:
-            bar.update()
+        def on_round(samples: int) -> None:
+            bar.update(samples)
             stop.check()
 
-        scores = validate(predictor, work.unseen, settings.num_classes, on_sample)
+        scores = validate(predictor, work.unseen, settings.num_classes, processes, on_round)
 
-    figure = draw(predictor, work.unseen[:PICTURED], settings.num_classes)
     training.close_epoch({"epoch": training.epoch + 1, **losses, **scores})
+    with processes.together():
+        if records is not None:
+            write_down(training, work, records, predictor, scores)
+            print(f"{title}: {summary(training, losses, scores)}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def write_down(
+    training: Training, work: Work, records: Records, predictor: Predictor, scores: Mapping[str, Any]
+) -> None:
+    """Scores, a picture, and the network, if no epoch before had a better one."""
+    settings = training.settings
+    figure = draw(predictor, work.unseen[:PICTURED], settings.num_classes)
     records.epoch(training.steps_done, scores, training.history, figure)
-    name = MAIN_SCORES[settings.task]
-    best = best_epoch(training.history, name)
-    if best == training.epoch:
-        weights = training.average.module.state_dict()
-        checkpoint.write(options.out / BEST, {"settings": settings.as_data(), "weights": weights, "epoch": best})
+    if best_epoch(training.history, MAIN_SCORES[settings.task]) == training.epoch:
+        contents = {"settings": settings.as_data(), "weights": predictor.network.state_dict(), "epoch": training.epoch}
+        checkpoint.write(work.options.out / BEST, contents)
+
+
+def summary(training: Training, losses: Mapping[str, float], scores: Mapping[str, Any]) -> str:
+    """An epoch in a line."""
+    name = MAIN_SCORES[training.settings.task]
     shares = ", ".join(f"{value:.0%}" for key, value in scores.items() if key.startswith("unused groups"))
-    print(
-        f"{title}: loss {losses['loss']:.4f}, {name} {scores[name]:.4f} (best in epoch {best}), "
-        f"unused groups {shares}, {time.perf_counter() - began:.0f} s",
-        flush=True,
-    )
+    best = best_epoch(training.history, name)
+    return f"loss {losses['loss']:.4f}, {name} {scores[name]:.4f} (best in epoch {best}), unused groups {shares}"
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], score: str) -> int:
@@ -188,16 +241,9 @@ def best_epoch(history: Sequence[Mapping[str, Any]], score: str) -> int:
 
 
 def save(last: Path, training: Training, files: dict[str, list[str]]) -> None:
-    """Write the checkpoint to go on from. The averaged weights have two names in it, and one place on the disk."""
-    checkpoint.write(
-        last,
-        {
-            "settings": training.settings.as_data(),
-            "weights": training.average.module.state_dict(),
-            "files": files,
-            "training": training.state_dict(),
-        },
-    )
+    """Write the checkpoint to go on from."""
+    rest = {"settings": training.settings.as_data(), "files": files, "training": training.state_dict()}
+    sharded.save(last, training.tensors(), rest, training.processes)
 
 
 def describe(training: Training, files: dict[str, list[str]]) -> None:
@@ -211,7 +257,8 @@ def describe(training: Training, files: dict[str, list[str]]) -> None:
         f"{' ...' if unseen > 5 else ''}\n"
         f"           {settings.spatial_dims}-D, channels: {settings.in_channels}, typical spacing {spacing}\n"
         f"task       {settings.task}, {settings.num_classes} classes\n"
-        f"network    {settings.preset}, {parameters} parameters, on {training.device}, {settings.precision}\n"
+        f"network    {settings.preset}, {parameters} parameters, on {training.device}, {settings.precision}, "
+        f"{training.processes.size} process{'es' if training.processes.size > 1 else ''}\n"
         f"recipe     {settings.epochs} epochs of {settings.steps} steps of {settings.batch} crops of {size} pixels, "
         f"learning rate {settings.learning_rate:g}, seed {settings.seed}"
     )

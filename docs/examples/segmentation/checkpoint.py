@@ -37,10 +37,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write a folder's own entries to the disk; Windows cannot, and does not need it."""
     if os.name == "nt":
         return
@@ -74,10 +74,10 @@ def write(path: Path, contents: dict[str, Any]) -> None:
     # torch reports an error of the file as a RuntimeError of its own where it has begun to write.
     except (OSError, RuntimeError) as problem:
         state = "the checkpoint that was there is unchanged" if path.exists() else "there is no checkpoint yet"
-        raise CheckpointError(f"cannot write {path}: {_reason(problem)}; {state}") from problem
+        raise CheckpointError(f"cannot write {path}: {reason(problem)}; {state}") from problem
 
 
-def _reason(problem: BaseException) -> str:
+def reason(problem: BaseException) -> str:
     """What the system said, if it is behind an error of torch."""
     cause: BaseException | None = problem
     while cause is not None and not isinstance(cause, OSError):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import AveragedModel
@@ -16,7 +24,9 @@ from torch.utils.data import DataLoader
 
 from segmentation.crops import Crops
 from segmentation.losses import Criterion
+from segmentation.processes import ALONE, Processes, random_state, set_random_state
 from segmentation.settings import PRECISIONS, Settings
+from segmentation.sharing import gathered, replicate, shard
 
 Batch = dict[str, Tensor]
 
@@ -40,11 +50,16 @@ class DivergenceError(RuntimeError):
 class Training:
     """Everything that changes while a network is trained. It can be kept, and gone on with to the bit.
 
+    Several processes, of which each has a training with the same first weights, take the steps that one would: they
+    share out the crops of every step, and losses and gradients are those of all crops.
+
     Args:
         network: to be trained, with its first weights.
-        criterion: output of the network, labels and validity to losses, "total" among them.
+        criterion: output of the network, labels, validity and a sum over processes to losses, "total" among them.
         settings: how to train.
         device: where to.
+        processes: that train together.
+        parallel: what each of several has of the network, one of :data:`segmentation.sharing.WAYS`.
 
     Attributes:
         network: with the weights of the last step.
@@ -54,12 +69,29 @@ class Training:
         history: a row of numbers per complete epoch.
     """
 
-    def __init__(self, network: nn.Module, criterion: Criterion, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        criterion: Criterion,
+        settings: Settings,
+        device: torch.device,
+        processes: Processes = ALONE,
+        parallel: str = "ddp",
+    ) -> None:
         self.network = network.to(device)
         self.criterion = criterion
         self.settings = settings
         self.device = device
-        self.average = AveragedModel(self.network, avg_fn=moving_average(settings.ema))
+        self.processes = processes
+        self.average = AveragedModel(self.network, multi_avg_fn=moving_average(settings.ema))
+        self.forward = self.network
+        self._whole: nn.Module | None = None
+        if processes.size > 1 and parallel == "ddp":
+            self.forward = replicate(self.network, device)
+        elif processes.size > 1:
+            self._whole = copy.deepcopy(self.network)
+            for each in (self.network, self.average.module):
+                shard(each, device, processes)
         groups = parameter_groups(self.network, settings.weight_decay)
         self.optimiser = AdamW(groups, settings.learning_rate)
         self.schedule = warm_up_and_cosine(self.optimiser, settings.epochs * settings.steps, settings.warmup)
@@ -68,6 +100,8 @@ class Training:
         self.step = 0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
+        # Weights were made of the same random numbers by all; what is left out in training must differ.
+        set_random_state([random_state(device)], device, (settings.seed, 0), processes)
 
     @property
     def steps_done(self) -> int:
@@ -78,8 +112,8 @@ class Training:
         """Take the steps that the present epoch still lacks.
 
         Args:
-            crops: ``steps * batch`` of them.
-            workers: processes that cut crops; 0 for this one. They do not change the crops.
+            crops: ``steps * batch`` of them, the same in all processes.
+            workers: further processes that cut crops; 0 for this one. They do not change the crops.
             on_step: told the losses after every step. What it raises leaves the training between two steps.
 
         Returns:
@@ -102,17 +136,19 @@ class Training:
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
 
     def _batches(self, crops: Crops, workers: int) -> Iterator[Batch]:
+        """This process's share of the crops of every step."""
         crops.set_epoch(self.epoch)
+        batch, share = self.settings.batch, self.settings.batch // self.processes.size
+        starts = range(self.step * batch + self.processes.rank * share, len(crops), batch)
         # A generator of its own: the loader draws a number where it begins, also in the middle of an epoch.
         return iter(
             DataLoader(
                 crops,
-                self.settings.batch,
-                sampler=range(self.step * self.settings.batch, len(crops)),
+                batch_sampler=[range(start, start + share) for start in starts],
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),
-                worker_init_fn=_ignore_the_keyboard,
+                worker_init_fn=_ignore_signals,
             )
         )
 
@@ -122,13 +158,16 @@ class Training:
         labels = batch["labels"].to(self.device)
         padding = None if batch["valid"].all() else valid
         with autocast(self.device, self.settings.precision):
-            output = self.network(batch["image"].to(self.device), batch["spacing"].to(self.device), padding)
-        losses = self.criterion(output, labels, valid)
+            output = self.forward(batch["image"].to(self.device), batch["spacing"].to(self.device), padding)
+        # Looked at before the criterion, which would refuse to match in one process while others wait for its sums.
+        self._require_finite("output", self.processes.sum(output.logits.detach().float().abs().amax()), batch)
+        losses = self.criterion(output, labels, valid, self.processes.sum)
         self._require_finite("loss", losses["total"], batch)
         self.optimiser.zero_grad()
         self.scaler.scale(losses["total"]).backward()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not self.scaler.is_enabled():  # the scaler itself looks for what is too large, and leaves the step out
             self._require_finite("norm of the gradient", norm, batch)
         self.scaler.step(self.optimiser)
@@ -138,39 +177,56 @@ class Training:
         return {"loss": losses.pop("total").item(), **{name: loss.item() for name, loss in losses.items()}}
 
     def _require_finite(self, what: str, value: Tensor, batch: Batch) -> None:
+        """Of a value that all processes have."""
         if not math.isfinite(number := value.item()):
-            samples = sorted(set(batch["sample"].tolist()))
+            shares = self.processes.gather(batch["sample"].tolist())
             raise DivergenceError(
-                f"the {what} is {number} in step {self.steps_done + 1} (epoch {self.epoch + 1})", samples
+                f"the {what} is {number} in step {self.steps_done + 1} (epoch {self.epoch + 1})",
+                sorted({sample for share in shares for sample in share}),
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data and tensors, from which :meth:`load_state_dict` goes on."""
-        on_gpu = self.device.type == "cuda"
+    def averaged(self) -> nn.Module:
+        """The network with the averaged weights, whole in every process."""
+        average: nn.Module = self.average.module
+        return average if self._whole is None else gathered(average, self._whole)
+
+    def tensors(self) -> dict[str, Any]:
+        """What :mod:`segmentation.sharded` keeps and fills; of several processes, each one's own parts."""
         return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "network": get_model_state_dict(self.network),
+            "average": get_model_state_dict(self.average.module),
+            "optimiser": get_optimizer_state_dict(self.network, self.optimiser)["state"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All else that is needed to go on, plain data and a few small tensors."""
+        return {
+            "optimiser": get_optimizer_state_dict(self.network, self.optimiser)["param_groups"],
+            "averaged": int(self.average.n_averaged),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": {"epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history},
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if on_gpu else []},
+            "random": self.processes.gather(random_state(self.device)),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; sets torch's global random numbers too."""
-        for name in ("network", "average", "optimiser", "schedule", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
+    def load_state_dict(self, state: dict[str, Any], tensors: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` and :meth:`tensors` were taken; sets torch's global random numbers too."""
+        set_model_state_dict(self.network, tensors["network"])
+        set_model_state_dict(self.average.module, tensors["average"])
+        optimiser: Any = {"state": tensors["optimiser"], "param_groups": state["optimiser"]}
+        set_optimizer_state_dict(self.network, self.optimiser, optimiser)
+        self.average.n_averaged.fill_(state["averaged"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
-        torch.set_rng_state(state["random"]["cpu"].cpu())
-        if self.device.type == "cuda" and state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all([numbers.cpu() for numbers in state["random"]["cuda"]])
+        set_random_state(state["random"], self.device, (self.settings.seed, self.steps_done), self.processes)
 
 
-def _ignore_the_keyboard(_: int) -> None:
-    """Ctrl-C reaches workers too; they go on until the step is complete."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C reaches workers too, and so does SIGTERM where torchrun passes it on; they end with the training."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -195,12 +251,13 @@ def warm_up_and_cosine(optimiser: Optimizer, steps: int, warmup: float) -> LRSch
     return SequentialLR(optimiser, [up, down], milestones=[rising])
 
 
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
     """Of weights; over few of them while there are few, so that the first weights are soon forgotten."""
 
-    def average(mean: Tensor, new: Tensor, count: Tensor) -> Tensor:
-        keep = torch.clamp((1 + count) / (10 + count), max=decay)
-        return torch.lerp(new, mean, keep.to(new.dtype))
+    def average(means: Sequence[Tensor], news: Sequence[Tensor], count: Tensor) -> None:
+        keep = min((1 + count.item()) / (10 + count.item()), decay)
+        for mean, new in zip(means, news, strict=True):
+            mean.lerp_(new, 1 - keep)
 
     return average
 

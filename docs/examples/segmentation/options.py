@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from segmentation.processes import local_rank
 from segmentation.settings import LEARNING_RATES, PRECISIONS, TASKS, Settings
+from segmentation.sharing import WAYS
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -28,7 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--crop", type=int, nargs="+", help="pixels of a crop along every axis (default: from spacing and sizes)")
     add("--epochs", type=int, help=f"validations (default: {Settings.epochs})")
     add("--steps", type=int, help=f"steps between two validations (default: {Settings.steps})")
-    add("--batch", type=int, help="crops per step (default: 4 in 2-D, 2 in 3-D)")
+    add("--batch", type=int, help="crops per step, of all processes together (default: 4 in 2-D, 2 in 3-D)")
     add("--learning-rate", type=float, help="at its highest (default: by preset)")
     add("--validation", type=float, help=f"part of the images kept for validation (default: {Settings.validation})")
     add("--seed", type=int, help=f"of weights, crops and split (default: {Settings.seed})")
@@ -36,9 +38,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "fp16 on one that has not, float32 on a CPU)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     add("--workers", type=int, help="processes that cut crops (default: none on a CPU, 4 beside a GPU)")
+    add("--parallel", choices=WAYS, default=WAYS[0], help="what several processes, started by torchrun, have of the "
+        "network: each all of it (ddp), or each a part of every parameter (fsdp) (default: %(default)s)")  # fmt: skip
+    add("--checkpoint-activations", action="store_true", help="less memory and more time in training: compute what "
+        "lies within blocks and groupings again in the backward pass")  # fmt: skip
     add("--largest", type=int, help="pixels predicted in one piece (default: those of four crops)")
     options = parser.parse_args(arguments)
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.device == torch.device("cuda"):
+        if local_rank() >= torch.cuda.device_count():
+            parser.error(f"--nproc-per-node must be at most the number of GPUs, {torch.cuda.device_count()}")
+        options.device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(options.device)
     if options.workers is None:
         options.workers = 4 if options.device.type == "cuda" else 0
     if options.workers < 0:

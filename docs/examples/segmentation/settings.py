@@ -50,7 +50,7 @@ class Settings:
         crop: pixels of a crop, per axis.
         epochs: how often validation takes place.
         steps: of the optimiser between two validations.
-        batch: crops per step.
+        batch: crops per step, of all processes together.
         learning_rate: at its highest, behind the warm-up.
         weight_decay: see :func:`segmentation.loop.parameter_groups`.
         warmup: part of all steps in which the learning rate rises.
@@ -166,10 +166,15 @@ def differences(kept: Settings, chosen: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def build_network(settings: Settings) -> nn.Module:
-    """The network that settings describe, with new weights from torch's global random numbers."""
+def build_network(settings: Settings, checkpoint: bool = False) -> nn.Module:
+    """The network that settings describe, with new weights from torch's global random numbers.
+
+    Args:
+        settings: of the training.
+        checkpoint: compute what lies within blocks and groupings again in the backward pass instead of keeping it.
+    """
     preset = getattr(models, f"grouping_vit_{settings.preset}")
-    keywords: dict[str, Any] = {"spacing": settings.spacing, **_steps(preset, settings)}
+    keywords: dict[str, Any] = {"spacing": settings.spacing, "checkpoint": checkpoint, **_steps(preset, settings)}
     if settings.task == "instances":
         keywords |= {"num_candidates": settings.num_candidates, **FOR_INSTANCES}
     network: nn.Module = preset(settings.spatial_dims, settings.in_channels, settings.num_classes, **keywords)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -13,10 +14,15 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Within ``with``, Ctrl-C and SIGTERM (what batch systems send) wait for :meth:`check`; a second one does not."""
+    """Within ``with``, Ctrl-C and SIGTERM (what batch systems send) wait for :meth:`check`; a second one does not.
 
-    def __init__(self) -> None:
+    Args:
+        agreed: of several processes, whether any has been asked; see :meth:`segmentation.processes.Processes.any`.
+    """
+
+    def __init__(self, agreed: Callable[[bool], bool] = bool) -> None:
         self.asked = False
+        self.agreed = agreed
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -34,6 +40,6 @@ class StopRequest:
         self.asked = True
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if somebody asked for it."""
-        if self.asked:
+        """Raise :class:`Stopped` if somebody asked for it, in all processes or in none."""
+        if self.agreed(self.asked):
             raise Stopped
