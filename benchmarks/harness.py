@@ -17,6 +17,8 @@ import torch
 from entries import BACKWARD, FORWARD, Absent, Bound, Case, Entry
 from probes import Call, Rates, repeats_for
 
+NEGLIGIBLE = 1e-3
+
 ROUNDS, FEWEST_ROUNDS = 5, 3
 ROUNDS_SECONDS = 12.0
 """Rounds beyond the fewest are not begun after this."""
@@ -90,7 +92,7 @@ def error_of(entry: Entry, small: bool, gradients: bool) -> float | None:
         return float(bound.error())
     gradients = gradients and not entry.only_forward
     found, expected = (results_of(b, gradients) for b in (bound, entry.oracle(small)))
-    return max(relative_error(found[name], want) for name, want in expected.items())
+    return largest_error(found, expected)
 
 
 def results_of(bound: Bound, gradients: bool) -> dict[str, torch.Tensor | None]:
@@ -104,12 +106,21 @@ def results_of(bound: Bound, gradients: bool) -> dict[str, torch.Tensor | None]:
     return results
 
 
-def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
-    """In the Euclidean norm; what does not reach the result has a gradient of 0, or none."""
-    if found is None or expected is None:
-        return max(0.0 if x is None else float(x.norm()) for x in (found, expected))
-    error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
-    return error if error == error else float("inf")
+def largest_error(found: dict[str, torch.Tensor | None], expected: dict[str, torch.Tensor | None]) -> float:
+    """The largest relative error in the Euclidean norm, over all that the oracle knows.
+
+    Some gradients are 0 but for rounding (of a bias before a norm): none counts as smaller than a share of the largest.
+    """
+    norms = {name: 0.0 if x is None else float(x.double().norm()) for name, x in expected.items()}
+    gradients = [norm for name, norm in norms.items() if name != "result"]
+    floor = NEGLIGIBLE * max(gradients, default=0.0)
+    worst = 0.0
+    for name, want in expected.items():
+        got = found[name]
+        want, got = (torch.zeros(()) if x is None else x.double().cpu() for x in (want, got))
+        error = float((got - want).norm()) / max(norms[name], 0.0 if name == "result" else floor, 1e-30)
+        worst = max(worst, error if error == error else float("inf"))
+    return worst
 
 
 def upstream(out: torch.Tensor) -> torch.Tensor:

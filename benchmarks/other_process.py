@@ -102,7 +102,7 @@ def serve(settings: dict[str, Any]) -> None:
         bound, wide = made(settings)
     except Exception as error:
         return answer({"refused": " ".join(f"{type(error).__name__}: {error}".split())[:160]})
-    from harness import MAKE, relative_error, results_of
+    from harness import MAKE, largest_error, results_of
 
     out = bound.call()
     leaves = list(bound.leaves.values())
@@ -117,8 +117,7 @@ def serve(settings: dict[str, Any]) -> None:
     for line in sys.stdin:
         what, *arguments = json.loads(line)
         if what == "error":
-            found, expected = results_of(bound, True), results_of(wide, True)
-            answer(max(relative_error(found[name], want) for name, want in expected.items()))
+            answer(largest_error(results_of(bound, True), results_of(wide, True)))
         else:
             way, *rest = arguments
             answer(getattr(calls[way], what)(*rest))
