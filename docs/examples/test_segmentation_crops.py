@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segmentation.augment import CLIPPED, LARGEST_RESCALE, Piece, cut, normalise, relight, turn
+from segmentation.augment import LARGEST_RESCALE, Piece, cut, normalise, relight, turn
 from segmentation.crops import Crops
+from segmentation.intensities import CLIPPED
 from segmentation.pairs import Sample
 from torch.utils.data import DataLoader
 

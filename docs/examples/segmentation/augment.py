@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from segmentation.intensities import Intensities
+
 Image = NDArray[np.float32]
 Labels = NDArray[np.int32]
 
-CLIPPED = 0.05  # percent of the pixels at either end
 LARGEST_RESCALE = 1.25  # and its reciprocal is the smallest
 SAME_SPACING = 1e-3  # relative
 
@@ -32,14 +33,8 @@ def normalise(image: NDArray | Tensor) -> Tensor:
     Returns:
         float32, of the same shape; a channel of one value becomes zero.
     """
-    values = np.asarray(image).astype(np.float64).reshape(len(image), -1)
-    low, high = np.percentile(values, [CLIPPED, 100 - CLIPPED], axis=1, keepdims=True)
-    values = values.clip(low, high)
-    deviation = values.std(axis=1, keepdims=True)
-    # What is left of the rounding of a constant is no contrast.
-    flat = deviation <= 1e-12 * np.abs(values).max(axis=1, keepdims=True)
-    values = np.where(flat, 0, values - values.mean(axis=1, keepdims=True)) / np.where(flat, 1, deviation)
-    return torch.from_numpy(values.reshape(np.shape(image)).astype(np.float32))
+    array = np.asarray(image)
+    return torch.from_numpy(Intensities.of(array).apply(array))
 
 
 class Piece(NamedTuple):

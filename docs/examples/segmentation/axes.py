@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 # Both letters that stand for micro are in use: the micro sign (B5) and the Greek one (3BC).
@@ -57,39 +56,60 @@ def step_of(value: float | str | None, factor: float | None = 1.0) -> float | No
     return step if math.isfinite(step) and step > 0 else None
 
 
+class Layout(NamedTuple):
+    """Which axes of a file are channels and space; all others have length 1."""
+
+    channel: int | None
+    space: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    """Distance between neighbours along every axis of space; None where one of them is unknown."""
+
+    def apply(self, array: NDArray) -> NDArray:
+        """Bring an array of the file into the order (channels, *size), size in the order of the file."""
+        kept = self.space if self.channel is None else (self.channel, *self.space)
+        thin = (axis for axis in range(array.ndim) if axis not in kept)
+        shape = [array.shape[axis] for axis in kept]
+        array = array.transpose(*kept, *thin).reshape(shape)
+        return array[None] if self.channel is None else array
+
+
 def arrange(path: Path, loaded: Loaded, spatial_dims: int) -> tuple[NDArray, tuple[float, ...] | None]:
-    """Bring an array into the order (channels, *size), size in the order of the file, and say its spacing.
+    """The array in the order (channels, *size), and its spacing; see `layout`."""
+    found = layout(path, loaded.axes, loaded.array.shape, spatial_dims)
+    return found.apply(loaded.array), found.spacing
+
+
+def layout(path: Path, axes: Sequence[Axis], shape: Sequence[int], spatial_dims: int) -> Layout:
+    """Which axes are channels and which are space.
 
     Axes without a name are space where the file names fewer axes of space than ``spatial_dims`` (the last ones
     first), and channels otherwise: a nameless stack of planes is a volume in 3-D and a picture with channels in 2-D.
-
-    Returns:
-        The array and the distance between neighbours along every axis of space; None where one of them is unknown.
 
     Raises:
         FileError: on several time points, on axes that are neither space nor channels, on two axes of channels, and
             where there are not ``spatial_dims`` axes of space (axes of length 1 are left out where that helps).
     """
-    array, axes = loaded.array, loaded.axes
-    array, axes = _select(array, axes, [a.kind == "space" or n > 1 for a, n in zip(axes, array.shape, strict=True)])
-    for axis, length in zip(axes, array.shape, strict=True):
+    kept = [i for i, (axis, length) in enumerate(zip(axes, shape, strict=True)) if axis.kind == "space" or length > 1]
+    for axis, length in ((axes[i], shape[i]) for i in kept):
         if axis.kind == "time":
             raise FileError.of(path, "one point in time, a file for each", f"{length} of them along axis {axis.name!r}")
         if axis.kind == "other":
             raise FileError.of(path, "axes of space and of channels", f"axis {axis.name!r} of length {length}")
-    axes = _name_the_nameless(axes, spatial_dims)
-    surplus = _count(axes, "space") - spatial_dims
-    thin = [i for i, axis in enumerate(axes) if axis.kind == "space" and array.shape[i] == 1][: max(surplus, 0)]
-    array, axes = _select(array, axes, [i not in thin for i in range(len(axes))])
-    found = describe(axes, array.shape)
-    if _count(axes, "space") != spatial_dims:
+    kinds = dict(
+        zip(kept, (axis.kind for axis in _name_the_nameless([axes[i] for i in kept], spatial_dims)), strict=True)
+    )
+    surplus = list(kinds.values()).count("space") - spatial_dims
+    for thin in [i for i in kept if kinds[i] == "space" and shape[i] == 1][: max(surplus, 0)]:
+        del kinds[thin]
+    space = tuple(i for i, kind in kinds.items() if kind == "space")
+    channels = [i for i, kind in kinds.items() if kind == "channel"]
+    found = describe([axes[i] for i in kinds], [shape[i] for i in kinds])
+    if len(space) != spatial_dims:
         raise FileError.of(path, f"{spatial_dims} axes of space", found)
-    if _count(axes, "channel") > 1:
+    if len(channels) > 1:
         raise FileError.of(path, "one axis of channels at the most", found)
-    channels = next((i for i, axis in enumerate(axes) if axis.kind == "channel"), None)
-    array = array[None] if channels is None else np.moveaxis(array, channels, 0)
-    steps = tuple(axis.step for axis in axes if axis.kind == "space")
-    return array, None if None in steps else steps  # type: ignore[return-value]
+    steps = tuple(axes[i].step for i in space)
+    return Layout(channels[0] if channels else None, space, None if None in steps else steps)  # type: ignore[arg-type]
 
 
 def describe(axes: Sequence[Axis], shape: Sequence[int]) -> str:
@@ -106,8 +126,8 @@ def without_alpha(path: Path, array: NDArray) -> NDArray:
     return array[:-1]
 
 
-def _name_the_nameless(axes: tuple[Axis, ...], spatial_dims: int) -> tuple[Axis, ...]:
-    missing = spatial_dims - _count(axes, "space")
+def _name_the_nameless(axes: Sequence[Axis], spatial_dims: int) -> tuple[Axis, ...]:
+    missing = spatial_dims - sum(axis.kind == "space" for axis in axes)
     named = []
     for axis in reversed(axes):
         if axis.kind == "unnamed":
@@ -115,14 +135,3 @@ def _name_the_nameless(axes: tuple[Axis, ...], spatial_dims: int) -> tuple[Axis,
             missing -= 1
         named.append(axis)
     return tuple(reversed(named))
-
-
-def _count(axes: Sequence[Axis], kind: str) -> int:
-    return sum(axis.kind == kind for axis in axes)
-
-
-def _select(array: NDArray, axes: Sequence[Axis], kept: Sequence[bool]) -> tuple[NDArray, tuple[Axis, ...]]:
-    """Only the axes that are kept; the others have length 1."""
-    return array.reshape([n for n, keep in zip(array.shape, kept, strict=True) if keep]), tuple(
-        axis for axis, keep in zip(axes, kept, strict=True) if keep
-    )

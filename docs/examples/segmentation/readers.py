@@ -16,12 +16,12 @@ from xml.etree import ElementTree
 import nibabel
 import numpy as np
 import tifffile
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
 from segmentation.axes import MICROMETRES, Axis, FileError, Loaded, arrange, describe, step_of, without_alpha
 from segmentation.formats import FORMATS, checked_format, suffix_of
+from segmentation.ome import open_zarr
 
 __all__ = ["FileError", "Volume", "orientation_of", "read_image", "read_labels", "spatial_dims_of"]
 
@@ -31,7 +31,6 @@ TIFF_KINDS = {
     "T": "time",
     **dict.fromkeys("QI", "unnamed"),
 }
-ZARR_KINDS = {**dict.fromkeys("zyx", "space"), "c": "channel", "t": "time"}
 NIFTI_MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
 
@@ -216,11 +215,16 @@ def _imagej_steps(tiff: tifffile.TiffFile) -> dict[str, float | None]:
 
 
 def _load_nifti(path: Path, labels: bool) -> Loaded:
-    image = nibabel.load(path)
-    header: Any = image.header
-    length, time = header.get_xyzt_units()
+    array, axes = open_nifti(path)
+    return Loaded(np.asanyarray(array), axes)
+
+
+def open_nifti(path: Path) -> tuple[Any, tuple[Axis, ...]]:
+    """The array, of which only what is asked for is read, and its axes."""
+    image: Any = nibabel.load(path)
+    length, time = image.header.get_xyzt_units()
     # str() finds the shortest decimal that is this 32-bit number: 0.1, not 0.10000000149.
-    steps = [step_of(str(zoom), NIFTI_MILLIMETRES[length]) for zoom in header.get_zooms()[:3]]
+    steps = [step_of(str(zoom), NIFTI_MILLIMETRES[length]) for zoom in image.header.get_zooms()[:3]]
     fourth = Axis("channel" if time == "unknown" else "time", "the fourth")
     axes = [
         *(Axis("space", a, step) for a, step in zip("xyz", steps, strict=False)),
@@ -228,36 +232,12 @@ def _load_nifti(path: Path, labels: bool) -> Loaded:
         Axis("channel", "the fifth"),
     ]
     axes += [Axis("other", "the sixth or seventh")] * 2
-    return Loaded(np.asanyarray(image.dataobj), tuple(axes[: len(image.shape)]))
+    return image.dataobj, tuple(axes[: len(image.shape)])
 
 
 def _load_zarr(path: Path, labels: bool) -> Loaded:
-    node = zarr.open(path, mode="r")
-    if isinstance(node, zarr.Array):
-        names = getattr(node.metadata, "dimension_names", None) or [None] * node.ndim
-        return Loaded(np.asarray(node[...]), tuple(_plain_axis(name) for name in names))
-    multiscales = node.attrs.get("ome", node.attrs).get("multiscales")
-    if not multiscales or not all(isinstance(axis, dict) for axis in multiscales[0].get("axes", [None])):
-        raise FileError.of(
-            path, "an image in OME-Zarr 0.4 or 0.5 (multiscales with axes)", f"attributes {list(node.attrs)}"
-        )
-    finest = multiscales[0]["datasets"][0]
-    scale = np.ones(len(multiscales[0]["axes"]))
-    for transformation in [*finest["coordinateTransformations"], *multiscales[0].get("coordinateTransformations", ())]:
-        scale = scale * transformation.get("scale", 1.0)
-    # Writers put ones without a unit where they know nothing; other numbers without a unit are taken as they are.
-    known = any("unit" in axis for axis in multiscales[0]["axes"]) or (scale != 1).any()
-    axes = []
-    for axis, step in zip(multiscales[0]["axes"], scale, strict=True):
-        factor = MICROMETRES.get(axis.get("unit", "µm")) if known else None
-        kind = axis.get("type", ZARR_KINDS.get(axis["name"], "other"))
-        axes.append(Axis(kind if kind in ZARR_KINDS.values() else "other", axis["name"], step_of(step, factor)))
-    return Loaded(np.asarray(node[finest["path"]][...]), tuple(axes))
-
-
-def _plain_axis(name: str | None) -> Axis:
-    """An axis of an array that is not OME-Zarr."""
-    return Axis("unnamed", "(no name)") if name is None else Axis(ZARR_KINDS.get(name, "other"), name)
+    array, axes, _ = open_zarr(path)
+    return Loaded(np.asarray(array[...]), axes)
 
 
 LOADERS: dict[str, Callable[[Path, bool], Loaded]] = {

@@ -11,12 +11,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import tifffile
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
 from segmentation.axes import FileError
 from segmentation.formats import FORMATS, suffix_of
+from segmentation.ome import Place, create_group
 
 
 def write_labels(path: Path, labels: NDArray, spacing: Sequence[float] | None, *, like: Path | None = None) -> None:
@@ -84,12 +84,7 @@ def _nifti(partial: Path, path: Path, labels: NDArray, spacing: Any, like: Path 
 
 
 def _zarr(partial: Path, path: Path, labels: NDArray, spacing: Any, like: Path | None) -> None:
-    axes = [{"name": name, "type": "space"} for name in "zyx"[-labels.ndim :]]
-    if spacing is not None:
-        axes = [{**axis, "unit": "micrometer"} for axis in axes]
-    scale = {"type": "scale", "scale": list(spacing or (1.0,) * labels.ndim)}
-    multiscales = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}]
-    group = zarr.create_group(
-        partial, zarr_format=3, attributes={"ome": {"version": "0.5", "multiscales": multiscales}}
-    )
-    group.create_array("0", data=labels)
+    unit = None if spacing is None else "micrometer"
+    steps = spacing or (1.0,) * labels.ndim
+    places = [Place(name, unit, step) for name, step in zip("zyx"[-labels.ndim :], steps, strict=True)]
+    create_group(partial, places).create_array("0", data=labels)

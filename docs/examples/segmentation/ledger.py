@@ -1,0 +1,145 @@
+"""What is finished of a volume that takes long, on the disk: the plan, the first pass, and a mark for every block.
+
+All of it lies in a folder beside the output, ``.<output>.unfinished``, and the output itself is made there; it takes
+its name when it is complete. So whatever has that name is whole, and a run that was killed goes on from its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from segmentation.blocks import Blocks
+from segmentation.checkpoint import replacing, sync_folder
+from segmentation.ome import Place, create_group
+
+
+class LedgerError(ValueError):
+    """An output is there already, or was begun otherwise."""
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Ledger:
+    """The folder of an unfinished output.
+
+    Args:
+        out: the output, an OME-Zarr.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out.with_name(f".{out.name}.unfinished")
+        self.labels = self.folder / "labels.zarr"
+        self.marks = self.folder / "finished"
+
+    def begin(self) -> None:
+        """Make the folder, if there is none to go on with.
+
+        Raises:
+            LedgerError: the output is there already.
+        """
+        if self.out.exists():
+            if self.folder.exists() and not self.labels.exists():
+                self.clear()  # killed when all was done
+            raise LedgerError(f"{self.out} is there already and complete: another --out, or remove it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.marks.mkdir(exist_ok=True)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Plain data under a name: that of an earlier run, or what is made now."""
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        data = make()
+        with replacing(path) as file:
+            file.write(json.dumps(data, indent=2).encode())
+        return json.loads(path.read_text())
+
+    def require(self, name: str, data: dict[str, Any]) -> None:
+        """Keep data, or compare it with that of an earlier run.
+
+        Raises:
+            LedgerError: it is not the same; names what differs.
+        """
+        now = json.loads(json.dumps(data))
+        before = self.kept(name, lambda: now)
+        differing = [key for key in now if not _same(before.get(key), now[key])]
+        if differing:
+            lines = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now[key])}" for key in differing)
+            raise LedgerError(
+                f"{self.out} was begun otherwise and cannot be gone on with: {lines}. Another --out begins anew; so "
+                f"does removing {self.folder}"
+            )
+
+    def create(self, blocks: Blocks, places: Sequence[Place], classes: int) -> None:
+        """The output, without contents, if it is not there. A file of it is a block, so a block is written at once."""
+        if self.labels.exists():
+            return
+        partial = self.folder / "labels.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        group = create_group(partial, places)
+        shards = blocks.extent
+        group.create_array(
+            "0",
+            shape=blocks.size,
+            dtype=np.min_scalar_type(classes - 1),
+            chunks=blocks.stride,
+            shards=shards,
+            fill_value=0,
+        )
+        os.replace(partial, self.labels)
+
+    def open(self) -> zarr.Array:
+        """The output, to write into."""
+        return zarr.open_array(self.labels / "0", mode="r+")
+
+    def finished(self) -> set[int]:
+        """Numbers of the blocks whose labels are on the disk."""
+        return {int(entry.name) for entry in os.scandir(self.marks)}
+
+    def finish(self, number: int, place: Sequence[int]) -> None:
+        """Mark a block, once its labels are on the disk also if the power fails."""
+        array = self.open()
+        written = self.labels / "0" / array.metadata.encode_chunk_key(tuple(place))
+        if written.exists():  # there is none where all labels are 0
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+            sync_folder(written.parent)
+        (self.marks / str(number)).touch()
+
+    def complete(self) -> None:
+        """Give the output its name, and remove everything else."""
+        for leftover in self.labels.rglob("*.partial"):  # zarr's, of processes that were killed while writing
+            leftover.unlink()
+        os.replace(self.labels, self.out)
+        sync_folder(self.out.parent)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Equal; what could not be read at one of the times, None in a list, is no difference."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return all(None in (a, b) or a == b for a, b in zip(before, now, strict=True))
+    return bool(before == now)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
