@@ -1,6 +1,6 @@
 """Whole networks beside their twins, timm's Swin-T and MONAI's SwinUNETR.
 
-``pytest benchmarks/bench_backbones.py [-k TITLE]``: float32, one image; with backward, gradients to all parameters.
+``pytest benchmarks/bench_backbones.py [-k TITLE]``: float32; with backward, gradients to all parameters.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 CLASSES = 4
 # Dozens of blocks in float32, and gradients through all of them.
 TOLERANCE = 1e-3
+# SwinUNETR norms over as few as two places, which makes much of rounding.
+PEERS_TOLERANCE = 1e-2
 
 
 def swin_tiny() -> nn.Module:
@@ -27,7 +29,6 @@ def swin_tiny() -> nn.Module:
 
 
 def swin_unetr(spatial_dims: int, feature_size: int) -> nn.Module:
-    beside_torchvision("timm")
     nets = beside_torchvision("monai.networks.nets")
     return nets.SwinUNETR(1, CLASSES, feature_size=feature_size, spatial_dims=spatial_dims)
 
@@ -49,7 +50,7 @@ def entry(
 ) -> Entry:
     """A network, held to itself in float64; ours to itself with the reference engine.
 
-    Dropout and stochastic depth are off, so that a call can be compared; shapes of (C, *size).
+    Dropout and stochastic depth are off, so that a call can be compared; shapes of (B, C, *size).
     """
 
     def built(**options: Any) -> nn.Module:
@@ -57,7 +58,7 @@ def entry(
         return make(**options).eval().to(DEVICE)
 
     def of(network: nn.Module, is_small: bool, dtype: torch.dtype) -> Bound:
-        return of_module(network, result_of, random_leaves(dtype, x=(1, *(small if is_small else size)))["x"])
+        return of_module(network, result_of, random_leaves(dtype, x=small if is_small else size)["x"])
 
     exact = {"backend": "reference"} if ours else {}
     note = "ours" if ours else "held to itself in float64"
@@ -65,27 +66,27 @@ def entry(
         name,
         lambda is_small: of(built(), is_small, torch.float32),
         lambda is_small: of(in_float64(built(**exact)), is_small, torch.float64),
-        TOLERANCE,
+        TOLERANCE if ours else PEERS_TOLERANCE,
         note="" if ours else note,
     )
 
 
 def backbones() -> Case:
-    size, small = (3, 224, 224), (3, 64, 64)
+    size, small = (1, 3, 224, 224), (1, 3, 64, 64)
     entries = [
         entry("grouping_vit_tiny", grouping_vit_tiny, size, small, ours=True),
         entry("its twin", lambda **o: grouping_vit_tiny(downsample="conv", **o), size, small, ours=True),
         entry("timm Swin-T", swin_tiny, size, size),
     ]
-    return Case(
-        "backbones, 224 x 224", entries, "grouping_vit_tiny", same_task=False, gate_full_size=False
-    )
+    return Case("backbones, 224 x 224, one image", entries, "grouping_vit_tiny", same_task=False, gate_full_size=False)
 
 
 def segmentation(spatial_dims: int, side: int) -> Case:
-    size = (1, *(side,) * spatial_dims)
+    # Two images: of a single one, torch 2.13's instance norm on a CPU computes wrong gradients where the gradient that
+    # reaches it lies with its channels last, and the gate is red for grouping_vit_nano.
+    size = (2, 1, *(side,) * spatial_dims)
     # SwinUNETR halves every axis five times and then norms what is left of it.
-    small = (1, 128, 128) if spatial_dims == 2 else (1, 64, 32, 32)
+    small = (2, 1, 128, 128) if spatial_dims == 2 else (2, 1, 64, 32, 32)
 
     def nano(**options: Any) -> nn.Module:
         return grouping_vit_nano(spatial_dims, 1, CLASSES, **options)
@@ -98,7 +99,7 @@ def segmentation(spatial_dims: int, side: int) -> Case:
     ]
     title = " x ".join([str(side)] * spatial_dims)
     return Case(
-        f"segmentation, {title}", entries, "grouping_vit_nano", same_task=False, gate_full_size=False
+        f"segmentation, {title}, two images", entries, "grouping_vit_nano", same_task=False, gate_full_size=False
     )
 
 

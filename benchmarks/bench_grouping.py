@@ -34,10 +34,18 @@ def cube(side: int, stride: int = 2, window: int = 3, dilation: int = 1) -> Rela
 
 def small_of(relation: Relation) -> Relation:
     """The same stride and window on a grid that the matrix in float64 can afford, of sizes that do not divide."""
-    sides = [min(n, (29, 23, 11)[i] if relation.ndim < 3 else (9, 10, 11)[i]) for i, n in enumerate(relation.input_shape)]
+    sides = [
+        min(n, (29, 23, 11)[i] if relation.ndim < 3 else (9, 10, 11)[i]) for i, n in enumerate(relation.input_shape)
+    ]
     coarse = tuple((n + 2 * a.padding - a.kernel) // a.stride + 1 for n, a in zip(sides, relation.axes, strict=True))
     return Neighbourhood(
-        tuple(sides), coarse, relation.stride, relation.kernel_size, relation.padding, relation.window, relation.dilation
+        tuple(sides),
+        coarse,
+        relation.stride,
+        relation.kernel_size,
+        relation.padding,
+        relation.window,
+        relation.dilation,
     )
 
 
@@ -92,7 +100,7 @@ def copies(relation: Relation, heads: int, size: int) -> Entry:
 
     def bind(small: bool) -> Bound:
         leaves = leaves_of(relation, heads, size, torch.float32)
-    
+
         def call() -> Tensor:
             copied = leaves["k"].clone(), leaves["v"].clone()
             return copied[1]
@@ -188,7 +196,9 @@ def dense(size: int) -> Case:
         of("matrix", grouping(None, "reference")),
         of("matrix, torch.compile", compiled(grouping(None, "reference"), fullgraph=True), counted=False),
     ]
-    return Case(f"dense grouping, 4096 tokens, 1024 groups, 8 heads of {size}", entries, "two flash calls", needed="fused")
+    return Case(
+        f"dense grouping, 4096 tokens, 1024 groups, 8 heads of {size}", entries, "two flash calls", needed="fused"
+    )
 
 
 def self_attention(title: str, shape: tuple[int, ...], window: int) -> Case:
@@ -272,4 +282,3 @@ def test_tiles_in_float64_are_the_matrix() -> None:
         made = leaves_of(relation, 2, 8, torch.float64)
         found, want = (grouping(relation, backend)(*made.values()) for backend in ("tiled", "reference"))
         torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
-

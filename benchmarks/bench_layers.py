@@ -59,9 +59,7 @@ def bound(module: nn.Module, shape: tuple[int, ...], channels: int, dtype: torch
     return of_module(module.to(DEVICE), read, x, without=("mask_embedding",))
 
 
-def entry(
-    name: str, kind: str, shape: tuple[int, ...], heads: int, channels: int = CHANNELS, **options: Any
-) -> Entry:
+def entry(name: str, kind: str, shape: tuple[int, ...], heads: int, channels: int = CHANNELS, **options: Any) -> Entry:
     """A layer, held to itself by the reference engine in float64; a deformable one to the sparse layer."""
     exact = {**options, "backend": "reference"}
 
@@ -155,10 +153,7 @@ CASES = [
     variants("32x32 -> 16x16", (32, 32), 4),
     variants("64x64 -> 32x32", (64, 64), 8),
     variants("16x16x16 -> 8x8x8", (16,) * 3, 8),
-    *(
-        compactness("x".join(map(str, shape)), shape)
-        for shape in ((16, 16), (32, 32), (64, 64), (16, 16, 16))
-    ),
+    *(compactness("x".join(map(str, shape)), shape) for shape in ((16, 16), (32, 32), (64, 64), (16, 16, 16))),
     *(
         compactness_of_calls("x".join(map(str, shape)), shape)
         for shape in ((16, 16), (32, 32), (64, 64), (16, 16, 16), (4096,))

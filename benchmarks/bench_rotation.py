@@ -277,5 +277,3 @@ CASES = (given(per_head=True), given(per_head=False), learned(), from_positions(
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_rotation(case: Case, recorder: Any) -> None:
     run(case, recorder)
-
-

@@ -63,7 +63,7 @@ def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, An
         done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    sources = git("status", "--porcelain", "--", "../packages", ".")
+    sources = git("status", "--porcelain", "--", "../packages/*/src", "*.py")
     return {"id": git("rev-parse", "HEAD") or None, "dirty": bool(sources)}
 
 
