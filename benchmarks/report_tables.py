@@ -25,7 +25,9 @@ def seconds(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes with a unit."""
+    """Bytes with a unit; nothing where torch's counter has seen none."""
+    if count == 0:
+        return ""
     for unit, step in (("GB", 1e9), ("MB", 1e6)):
         if count >= step:
             return f"{digits(count / step)} {unit}"
@@ -133,15 +135,21 @@ def time_of(name: str) -> Cell:
     return cell
 
 
-def pivot(results: Results, starts: str, columns: dict[str, Cell], ways: tuple[str, ...] = (FORWARD, BACKWARD)) -> str:
-    """One line for each case whose title begins so."""
+def pivot(
+    results: Results,
+    starts: str,
+    columns: dict[str, Cell],
+    ways: tuple[str, ...] = (FORWARD, BACKWARD),
+    drop_empty: bool = False,
+) -> str:
+    """One line for each case whose title begins so, or for each that has anything to say."""
     head = [""] + [f"{column}, {SHORT[way]}" if len(ways) > 1 else column for way in ways for column in columns]
     lines = [
         [case.removeprefix(starts), *(cell(results, case, way) for way in ways for cell in columns.values())]
         for case in results.cases()
         if case.startswith(starts)
     ]
-    return markdown(head, lines)
+    return markdown(head, [line for line in lines if any(line[1:]) or not drop_empty])
 
 
 def sides_of(results: Results, curve: str) -> list[int]:
@@ -185,7 +193,8 @@ def crossing(results: Results, title: str, way: str, dense: str, sparse: str) ->
     faster = [side for side, ratio in pairs if ratio > 1.0]
     side, ratio = pairs[-1]
     first = f"from side {faster[0]} on" if faster else "nowhere"
-    return f"{title.removeprefix('curve, ')}, {SHORT[way]}: *{sparse}* is faster than *{dense}* {first}, {digits(ratio)} times at {side}."
+    what = f"{title.removeprefix('curve, ')}, {SHORT[way]}"
+    return f"- {what}: *{sparse}* is faster than *{dense}* {first}, {digits(ratio)} times at {side}"
 
 
 def losses(results: dict[str, Results]) -> str:

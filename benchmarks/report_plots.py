@@ -1,0 +1,70 @@
+"""Pictures, from results alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from report_tables import BACKWARD, FORWARD, SHORT, sides_of
+from results_of_runs import Results
+
+# Colours that the colour-blind tell apart (Okabe and Ito, jfly.uni-koeln.de/color).
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
+
+
+def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made, made.subplots(rows, columns, squeeze=False)
+
+
+def save(made: Any, path: Path) -> None:
+    """Without the date and versions that would change a file whose picture stays."""
+    made.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def curves(results: Results, what: str, path: Path) -> None:
+    """Time and memory over the number of tokens; columns are axes of the grid, dashed lines forward alone."""
+    titles = [f"curve, {what}, {ndim}-D" for ndim in (2, 3)]
+    made, axes = figure(2, len(titles), 10, 7.5)
+    for column, title in enumerate(titles):
+        ndim, sides = int(title[-3]), sorted(set(sides_of(results, title)))
+        for colour, name in zip(COLOURS, results.names(f"{title}, side {sides[0]}"), strict=False):
+            for way, dashes in ((FORWARD, "--"), (BACKWARD, "-")):
+                found = [(s, results.find(f"{title}, side {s}", way, name)) for s in sides]
+                rows = [(s**ndim, row) for s, row in found if row]
+                tokens = [n for n, _ in rows]
+                label = name if way == BACKWARD else None
+                style = {"color": colour, "linestyle": dashes, "marker": "o", "markersize": 3}
+                axes[0][column].loglog(tokens, [row.median for _, row in rows], label=label, **style)
+                if way == BACKWARD:
+                    held = [row.info["peak_bytes"] / 1e6 for _, row in rows]
+                    axes[1][column].loglog(tokens, held, label=label, **style)
+        axes[0][column].set(title=f"{what}, {ndim}-D", xlabel="fine tokens", ylabel="seconds")
+        axes[1][column].set(xlabel="fine tokens", ylabel="MB beyond the operands, with backward")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(title="solid: with backward, dashed: forward", fontsize=8, title_fontsize=8)
+    save(made, path)
+
+
+def bars(results: Results, case: str, path: Path) -> None:
+    """The ratios of a case's entries to its reference, with their quartiles."""
+    ways = results.ways(case)
+    made, axes = figure(1, len(ways), 10, 0.32 * len(results.names(case)) + 1.2)
+    for axis, way in zip(axes[0], ways, strict=True):
+        rows = [r for r in results.rows if (r.case, r.way) == (case, way) and not r.info["yardstick"]]
+        ratios = [results.ratio(row) for row in rows]
+        middle = [m for m, _, _ in ratios]
+        spread = [[m - low for m, low, _ in ratios], [high - m for m, _, high in ratios]]
+        colours = [COLOURS[3] if row.is_peer else COLOURS[0] for row in rows]
+        axis.barh([row.name for row in rows], middle, xerr=spread, color=colours)
+        axis.invert_yaxis()
+        axis.set(title=SHORT[way], xlabel=f"time / {rows[0].info['reference']}")
+    for axis in axes[0][1:]:
+        axis.set_yticklabels([])
+    save(made, path)
