@@ -233,6 +233,14 @@ def brain(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, into site/; a link that leads nowhere is an error."""
+    install(session, groups=("docs",))
+    # What the site's configuration names without a path: docs/tools/formulas.py.
+    session.run("zensical", "build", "--strict", "--clean", env={"PYTHONPATH": str(ROOT / "docs" / "tools")})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure on this machine: rotation and grouping, against their peers and bounds."""
     install(session, *build(session, ROSE, GROUPING), "numpy", "numba")

@@ -58,33 +58,33 @@ def draw(
     stretch = scene.spacing[0] / scene.spacing[1]
     place = busiest(unseen, window)
     groups = group_labels(network, unseen.image[place])
-    tall = [part.shape[0] / part.shape[1] * stretch for part in (scene.image, unseen.image, unseen.image[place])]
-    figure = Figure(figsize=(4 * COLUMN, sum(tall) * COLUMN + 1.2), layout="constrained")
-    axes = figure.subplots(3, 4, height_ratios=tall)
+    part, zoom = (image.shape[0] / image.shape[1] * stretch for image in (unseen.image, unseen.image[place]))
+    figure = Figure(figsize=(4 * COLUMN, (2 * part + zoom) * COLUMN + 1.6), layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["image", "unseen", "labels", 0], ["image", 1, 2, 3], ["window", "stage 1", "stage 2", "stage 3"]],
+        height_ratios=(part, part, zoom),
+    )
     grey = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": stretch}
     colours = palette(len(scene.classes))
     paint = {"cmap": colours, "vmin": 0, "vmax": colours.N - 1, "aspect": stretch, "interpolation": "nearest"}
-    for panel in axes.flat:
+    for panel in axes.values():
         panel.set_axis_off()
-        panel.set_anchor("N")
 
-    image, part, labels, legend = axes[0]
-    show(image, "the image: trained above the line", scene.image, **grey)
-    image.axhline(len(seen.image) - 0.5, color="cyan")
-    show(part, "the unseen part (box: the last row's window)", unseen.image, **grey)
-    part.add_patch(box(place))
-    show(labels, "labels of the unseen part", unseen.labels, **paint)
-    legend.legend(
-        handles=[Patch(color=colours(i), label=name) for i, name in enumerate(scene.classes)],
-        title=scene.label_source, loc="center", fontsize="x-large", frameon=False,
-    )  # fmt: skip
-    for panel, p in zip(axes[1], predictions, strict=True):
+    show(axes["image"], "the image: trained above the line", scene.image, **grey)
+    axes["image"].axhline(len(seen.image) - 0.5, color="cyan")
+    show(axes["unseen"], "the unseen part (box: the last row's window)", unseen.image, **grey)
+    axes["unseen"].add_patch(box(place))
+    show(axes["labels"], f"its labels: {scene.label_source}", unseen.labels, **paint)
+    for number, p in enumerate(predictions):
         figures = f"mIoU {100 * p.scores.mean_iou:.1f} %, BF@1px {100 * p.scores.mean_boundary:.1f} %"
-        show(panel, f"{p.name}\n{figures}", p.labels, **paint)
-    show(axes[2, 0], "the window, unseen", unseen.image[place], **grey)
-    for stage, (panel, labels) in enumerate(zip(axes[2, 1:], groups, strict=True), start=1):
-        show(panel, f"stage {stage}: the pixels fall into {len(np.unique(labels))} groups", unseen.image[place], **grey)
-        panel.add_collection(borders(labels, color="gold", linewidth=0.7))
+        show(axes[number], f"{p.name}\n{figures}", p.labels, **paint)
+    show(axes["window"], "the window, unseen", unseen.image[place], **grey)
+    for stage, labels in enumerate(groups, start=1):
+        title = f"stage {stage}: the pixels fall into {len(np.unique(labels))} groups"
+        show(axes[f"stage {stage}"], title, unseen.image[place], **grey)
+        axes[f"stage {stage}"].add_collection(borders(labels, color="gold", linewidth=0.7))
+    handles = [Patch(color=colours(i), label=name) for i, name in enumerate(scene.classes)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=100)
 
 

@@ -43,14 +43,13 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
     outside the grid, or on a group that is not valid, are not looked at; points that wander outside are held at the
     border of the box that holds the valid groups.
 
+    Other arguments are those of :class:`SpatialGroupingAttention`.
+
     Args:
         num_points: points per token and head; None for 3 to the power of ``spatial_dims``. They start on the
             nearest places of the smallest odd window that holds them.
         relative_bias: whether to learn a bias per head and point.
         backend: must be ``"auto"`` or ``"reference"``: there is one implementation.
-        feature_dims, spatial_dims, kernel_size, num_heads, stride, padding, iters, mlp_ratio, out_dims, mlp_dropout,
-            mlp_bias, mlp_activation, qkv_bias, spacing, drop_path, checkpoint, temperature, norm_tokens, compactness,
-            device, dtype, **rotary: see :class:`SpatialGroupingAttention`.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.

@@ -23,12 +23,11 @@ class SparseSpatialGroupingAttention(SpatialGroupingAttention):
     Cost grows as N_in * window, memory as N_in. A dilated window costs as much as the undilated one that reaches as
     far.
 
+    Other arguments are those of :class:`SpatialGroupingAttention`.
+
     Args:
         neighborhood_kernel: odd number of groups in the window; int or one per axis. Clipped at borders.
         neighborhood_dilation: distance between the window's groups; int or one per axis.
-        feature_dims, spatial_dims, kernel_size, num_heads, stride, padding, iters, mlp_ratio, out_dims, mlp_dropout,
-            mlp_bias, mlp_activation, qkv_bias, spacing, relative_bias, backend, drop_path, checkpoint, temperature,
-            norm_tokens, compactness, device, dtype, **rotary: see :class:`SpatialGroupingAttention`.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.
