@@ -29,6 +29,9 @@ CHANNELS = 128
 # Three rounds of projections, norms and MLPs in float32.
 TOLERANCE = 1e-4
 
+# Up to here the matrices of the oracle, in float64 and with gradients, are no burden.
+MOST_TOKENS = 1024
+
 VARIANTS: dict[str, type[nn.Module]] = {
     "dense": DenseSpatialGroupingAttention,
     "sparse": SparseSpatialGroupingAttention,
@@ -102,7 +105,8 @@ def variants(title: str, shape: tuple[int, ...], heads: int) -> Case:
         of_index("dense, on the index", "DenseSpatialGroupingAttention", shape, heads),
         of_index("sparse, on the index", "SparseSpatialGroupingAttention", shape, heads),
     ]
-    return Case(f"layers, {title}, {heads} heads", entries, "sparse", same_task=False)
+    afford = math.prod(shape) <= MOST_TOKENS
+    return Case(f"layers, {title}, {heads} heads", entries, "sparse", same_task=False, gate_full_size=afford)
 
 
 def compactness(title: str, shape: tuple[int, ...]) -> Case:
@@ -113,7 +117,14 @@ def compactness(title: str, shape: tuple[int, ...]) -> Case:
             continue
         for name, beta in ((kind, None), (f"{kind}, compactness", 2.0)):
             entries.append(entry(name, kind, shape, 8, compactness=beta))
-    return Case(f"compactness, layers, {title}", entries, "sparse", ways=(BACKWARD,), same_task=False)
+    return Case(
+        f"compactness, layers, {title}",
+        entries,
+        "sparse",
+        ways=(BACKWARD,),
+        same_task=False,
+        gate_full_size=math.prod(shape) <= MOST_TOKENS,
+    )
 
 
 def compactness_of_calls(title: str, shape: tuple[int, ...]) -> Case:
@@ -146,7 +157,13 @@ def compactness_of_calls(title: str, shape: tuple[int, ...]) -> Case:
         )
         for name, factor in {"without": None, "beta 0.1": 0.1, "beta 2": 2.0, "beta 10": 10.0}.items()
     ]
-    return Case(f"compactness, dense calls, {title}, 8 heads of 16", entries, "without", ways=(BACKWARD,))
+    return Case(
+        f"compactness, dense calls, {title}, 8 heads of 16",
+        entries,
+        "without",
+        ways=(BACKWARD,),
+        gate_full_size=math.prod(shape) <= MOST_TOKENS,
+    )
 
 
 CASES = [
