@@ -55,6 +55,14 @@ def install_training(session: nox.Session) -> None:
     install(session, "--no-deps", groups=("train-torch",))
 
 
+def install_optional(session: nox.Session) -> None:
+    """Install both packages and all that makes kernels for them, none of which may bring in a torch of its own."""
+    install(session, *build(session, ROSE, GROUPING), "setuptools", "wheel", "numba", groups=("test",))
+    session.install("--no-deps", "-c", str(CONSTRAINTS), "triton")
+    # Without CUDA a pure Python wheel, built against the torch that is there.
+    session.install("--no-deps", "--no-build-isolation", "-c", str(CONSTRAINTS), "natten")
+
+
 def run_example(session: nox.Session, script: str) -> None:
     """Run a program of the documentation with the options given after ``--``."""
     # Threads that spin while they wait cost more than they gain where other work shares the processor.
@@ -143,19 +151,16 @@ def tests_pair(session: nox.Session) -> None:
 
 @nox.session(name="tests-slow")
 def tests_slow(session: nox.Session) -> None:
-    """What takes minutes: every variant exported to ONNX and compiled, peak memory of the largest examples."""
-    install(session, *build(session, ROSE, GROUPING), groups=("test",))
-    run_tests(session, GROUPING / "tests", options=("-m", "slow"))
+    """What takes minutes: every variant exported and compiled, peak memory of examples, Triton's interpreter at length."""
+    install_optional(session)
+    run_tests(session, GROUPING / "tests", options=("-m", "slow and not gpu"), TRITON_INTERPRET="1")
 
 
 @nox.session(name="tests-optional")
 def tests_optional(session: nox.Session) -> None:
     """What needs an optional library and no GPU: Triton kernels in its interpreter, NATTEN's forward pass, numba's."""
-    install(session, *build(session, ROSE, GROUPING), "setuptools", "wheel", "numba", groups=("test",))
-    # Neither may bring in a torch of its own; natten without CUDA is a pure Python wheel, built against ours.
-    session.install("--no-deps", "-c", str(CONSTRAINTS), "triton")
-    session.install("--no-deps", "--no-build-isolation", "-c", str(CONSTRAINTS), "natten")
-    marked = ("-m", "triton or natten or native")
+    install_optional(session)
+    marked = ("-m", "(triton or natten or native) and not slow")
     run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "benchmarks", options=marked, TRITON_INTERPRET="1")
 
 

@@ -64,7 +64,11 @@ def test_features(feature: str, device: str) -> None:
 
 @pytest.mark.parametrize(
     ("device", "examples"),
-    [pytest.param("cpu", 12, marks=pytest.mark.triton), pytest.param("cuda", 20, marks=pytest.mark.gpu)],
+    [
+        pytest.param("cpu", 3, marks=pytest.mark.triton),
+        pytest.param("cpu", 12, marks=[pytest.mark.triton, pytest.mark.slow]),
+        pytest.param("cuda", 20, marks=pytest.mark.gpu),
+    ],
 )
 def test_any_geometry(device: str, examples: int) -> None:
     @settings(max_examples=examples, database=None)

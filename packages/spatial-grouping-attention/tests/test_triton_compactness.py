@@ -6,6 +6,7 @@ import pytest
 import torch
 from compactness_cases import LONG, alone, compare
 from grouping_cases import make_case
+from layer_cases import mostly_slow
 from spatial_grouping_attention import Neighbourhood, functional
 from spatial_grouping_attention.backends import Problem
 from spatial_grouping_attention.backends import triton as engine
@@ -14,7 +15,9 @@ from triton_cases import TOLERANCE, check, everywhere
 
 
 @everywhere
-@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.float32) for name in LONG), ("stride 2", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), mostly_slow(("stride 2", torch.bfloat16), *((name, torch.float32) for name in LONG))
+)
 def test_a_long_axis_is_the_closed_form(
     name: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +42,7 @@ def test_a_long_axis_is_the_closed_form(
 
 
 @everywhere
-@pytest.mark.parametrize("window", [3, 15])
+@pytest.mark.parametrize("window", mostly_slow(15, 3))
 def test_it_is_added_to_what_slices_of_channels_give(window: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradient is summed over slices of the values, and enters with every pair, however wide the window is."""
     from spatial_grouping_attention.backends.triton import passes

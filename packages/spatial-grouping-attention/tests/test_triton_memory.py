@@ -27,6 +27,7 @@ def test_values_of_many_channels_are_worked_through_in_slices(device: str, monke
     check(case, device, torch.bfloat16, operators=("group",))
 
 
+@pytest.mark.slow
 @everywhere
 def test_what_excluded_tokens_and_groups_hold_is_never_read(device: str) -> None:
     """The passes themselves, without what zeroes such rows before them."""

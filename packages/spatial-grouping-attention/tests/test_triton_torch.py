@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from grouping_cases import Case, assert_near, make_case
+from layer_cases import mostly_slow
 from operator_calls import operands
 from RoSE.kernels.selfcheck import SelfCheck
 from spatial_grouping_attention import Neighbourhood, functional
@@ -60,6 +61,7 @@ def step(case: Case) -> tuple[Tensor, ...]:
 
 # aot_eager traces forward and backward as Inductor does, and needs no compiler.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "compiler"),
     [
@@ -131,6 +133,7 @@ def test_the_interpreter_is_never_chosen_unasked() -> None:
     assert functional.select(OPERANDS.q, OPERANDS.neighbourhood, backend="triton").backend == Backend.TRITON
 
 
+@pytest.mark.slow
 @everywhere
 def test_the_kernels_pass_their_self_check(device: str) -> None:
     """What decides whether "auto" takes them; a failure would warn."""
@@ -138,7 +141,7 @@ def test_the_kernels_pass_their_self_check(device: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("gradient", ["q", "k", "values", "bias", "compactness"])
+@pytest.mark.parametrize("gradient", mostly_slow("q", "k", "values", "bias", "compactness"))
 def test_the_self_check_notices_a_wrong_gradient(gradient: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from spatial_grouping_attention.backends.triton import check as self_check
 
