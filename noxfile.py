@@ -151,7 +151,7 @@ def tests_pair(session: nox.Session) -> None:
 
 @nox.session(name="tests-slow")
 def tests_slow(session: nox.Session) -> None:
-    """What takes minutes: every variant exported and compiled, peak memory of examples, Triton's interpreter at length."""
+    """What takes minutes: all variants exported and compiled, peak memory, Triton's interpreter at length."""
     install_optional(session)
     run_tests(session, GROUPING / "tests", options=("-m", "slow and not gpu"), TRITON_INTERPRET="1")
 
