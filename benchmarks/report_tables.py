@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from results_of_runs import Results, Row
+from results_of_runs import BASELINES, Results, Row
 
 FORWARD, BACKWARD = "forward", "forward + backward"
 SHORT = {FORWARD: "forward", BACKWARD: "with backward"}
@@ -204,7 +204,8 @@ def losses(results: dict[str, Results]) -> str:
         for case in found.cases():
             for way in found.ways(case):
                 rows = [r for r in found.rows if (r.case, r.way) == (case, way) and not r.info["yardstick"]]
-                peers, mine = ([r for r in rows if r.is_peer is flag] for flag in (True, False))
+                contenders = [r for r in rows if r.name not in BASELINES]
+                peers, mine = ([r for r in contenders if r.is_peer is flag] for flag in (True, False))
                 if not peers or not mine:
                     continue
                 best, own = (min(group, key=lambda r: r.median) for group in (peers, mine))

@@ -16,6 +16,9 @@ PEERS = (
     "NATTEN", "dense, on the index", "dense, matrix", "sparse, masked",
 )  # fmt: skip
 
+# Ours, but there to be compared with.
+BASELINES = ("its twin",)
+
 
 class Row(NamedTuple):
     """An entry, one way."""
