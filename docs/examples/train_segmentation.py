@@ -28,7 +28,7 @@ from segmentation.options import chosen, parse
 from segmentation.pairs import Sample, find_pairs, load_samples, split
 from segmentation.pictures import draw
 from segmentation.prediction import Predictor, largest_piece
-from segmentation.processes import ProcessError, Processes, is_restarted, started
+from segmentation.processes import ProcessError, Processes, restarts, started
 from segmentation.readers import spatial_dims_of
 from segmentation.records import Records
 from segmentation.settings import TASKS, Settings, SettingsError, build_network, complete, differences
@@ -46,16 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = parse(arguments)
     with started(options.device) as processes:
         try:
-            training = run(options, processes)
+            history = run(options, processes)
         except (OSError, TypeError, ValueError, ProcessError) as problem:
             processes.exit(f"{PROGRAM}: {problem}")
         if processes.is_first:
             print(f"{options.out / BEST} is the best network, {options.out / 'history.csv'} how it came to be")
-        return training.history
+        return history
 
 
-def run(options: argparse.Namespace, processes: Processes) -> Training:
-    """Read, train, and leave files."""
+def run(options: argparse.Namespace, processes: Processes) -> list[dict[str, Any]]:
+    """Read, train, and leave files; returns a row of numbers per epoch."""
     with processes.together():
         settings, work, kept = prepare(options, processes)
     require_same_view(settings, work.files, processes)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, processes: Processes) -> Training:
         describe(training, work.files)
     with StopRequest(processes.any) as stop:
         train(training, work, stop)
-    return training
+    return training.history
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def take_up(options: argparse.Namespace) -> Kept | None:
     """The checkpoint to go on from; None to begin."""
     last = options.out / LAST
     exists = sharded.latest(last) is not None
-    if not options.resume and not (exists and is_restarted()):
+    if not options.resume and not (exists and restarts()):
         if exists:
             raise CheckpointError(f"{last} is there already: --resume goes on with it, another --out begins anew")
         return None

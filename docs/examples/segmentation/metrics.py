@@ -30,7 +30,8 @@ def semantic_scores(
     Returns:
         "mean IoU", "IoU per class", "Dice per class", "boundary F"; in [0, 1], NaN for what occurs nowhere.
     """
-    iou = MulticlassJaccardIndex(num_classes, average="none", zero_division=float("nan"))
+    # Of what is given here alone; by itself it would wait for the other processes of a training.
+    iou = MulticlassJaccardIndex(num_classes, average="none", zero_division=float("nan"), sync_on_compute=False)
     boundaries = []
     for predicted, reference in _pairs(predictions, references):
         iou.update(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (predicted, reference)))

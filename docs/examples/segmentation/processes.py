@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -126,12 +127,15 @@ def started(device: torch.device) -> Iterator[Processes]:
     if size == 1:
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(dist.get_rank(), size)
-    except SystemExit:  # all leave together; after any other error nobody may be there to part from
-        dist.destroy_process_group()
-        raise
+    # torchrun starts processes again with the store that holds the addresses of those that failed.
+    store, rank, _ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start {restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    # Not after an error, when nobody may be there to part from.
+    yield Processes(rank, size)
+    # Where DDP's is the last hold on the group, its threads and this one can wait for each other without end.
+    gc.collect()
     dist.destroy_process_group()
 
 
@@ -140,9 +144,9 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def is_restarted() -> bool:
-    """Whether torchrun has started this process in place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def restarts() -> int:
+    """How often torchrun has started this process in place of one that failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from spatial_grouping_attention.models.downsample import Grouping
 from spatial_grouping_attention.models.stage import Block
@@ -22,6 +24,8 @@ def shard(network: nn.Module, device: torch.device, processes: Processes) -> Non
     Parameters stay float32, and autocast makes their copies in the forward pass, as it does without sharding. Policies
     of mixed precision would halve what is exchanged, and would want wave vectors in units of their own.
     """
+    # Nothing changes what a network returns in place, which would lose the hooks that gather parameters.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (processes.size,))
     for module in network.modules():
         if isinstance(module, (Block, Grouping)):
@@ -31,9 +35,9 @@ def shard(network: nn.Module, device: torch.device, processes: Processes) -> Non
 
 def replicate(network: nn.Module, device: torch.device) -> nn.Module:
     """What to call in place of a network that every process has, so that gradients are the means over processes."""
-    # No buffer of these networks changes while they are trained.
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    # Kernels of depthwise convolutions have an axis of length 1, whose stride is any number.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 def gathered(network: nn.Module, whole: nn.Module) -> nn.Module:
