@@ -42,7 +42,6 @@ SETTINGS = Settings(
 WAYS = ("ddp", "fsdp")
 EQUALS = [  # task, network's type, precision of the forward pass, recomputed blocks
     ("semantic", "float64", "float32", False),
-    ("instances", "float64", "float32", False),
     ("instances", "float64", "float32", True),
     ("semantic", "float32", "float32", False),
     ("instances", "float32", "bf16", True),
@@ -113,7 +112,7 @@ def trained(processes: Processes, way: str, *case: Any) -> dict[str, Any]:
 
 def kept_by(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
     """Train half an epoch and write a checkpoint."""
-    training = made(processes, way, *EQUALS[3])
+    training = made(processes, way, *EQUALS[2])
     crops = Crops(for_task("semantic"), SETTINGS.crop, STEPS * SETTINGS.batch, 0)
     with StopRequest(processes.any) as stop:
 
@@ -131,7 +130,7 @@ def kept_by(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
 
 def taken_up(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
     """All that a checkpoint makes of a training that began otherwise."""
-    training = made(processes, way, *EQUALS[3])
+    training = made(processes, way, *EQUALS[2])
     with torch.no_grad():
         for parameter in training.network.parameters():
             parameter.add_(1.0)
@@ -144,7 +143,7 @@ def taken_up(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
 
 def scores(processes: Processes, way: str) -> dict[str, Any]:
     """Of five images, which two processes cannot share out evenly, in tiles, of which some have more."""
-    training = made(processes, way, *EQUALS[3])
+    training = made(processes, way, *EQUALS[2])
     predictor = Predictor(training.averaged(), "semantic", "float32", 400)
     rounds: list[int] = []
     found = validate(predictor, for_task("semantic"), 3, processes, rounds.append)
@@ -185,7 +184,7 @@ def troubles(processes: Processes, folder: Path) -> dict[str, Any]:
         processes.first(functools.partial(int, "nothing"))
 
     def full() -> None:
-        training = made(processes, "fsdp", *EQUALS[3])
+        training = made(processes, "fsdp", *EQUALS[2])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         if last:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
@@ -201,7 +200,7 @@ def random_numbers(processes: Processes) -> list[list[float]]:
     """What the processes draw once they train, twice over."""
     drawn = []
     for _ in range(2):
-        made(processes, "ddp", *EQUALS[3])
+        made(processes, "ddp", *EQUALS[2])
         drawn.append(torch.rand(3).tolist())
     return drawn
 

@@ -28,7 +28,7 @@ from segmentation.options import chosen, parse
 from segmentation.pairs import Sample, find_pairs, load_samples, split
 from segmentation.pictures import draw
 from segmentation.prediction import Predictor, largest_piece
-from segmentation.processes import ProcessError, Processes, restarts, started
+from segmentation.processes import ProcessError, Processes, is_loss_of_another, restarts, started
 from segmentation.readers import spatial_dims_of
 from segmentation.records import Records
 from segmentation.settings import TASKS, Settings, SettingsError, build_network, complete, differences
@@ -49,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             history = run(options, processes)
         except (OSError, TypeError, ValueError, ProcessError) as problem:
             processes.exit(f"{PROGRAM}: {problem}")
+        except RuntimeError as problem:
+            if not is_loss_of_another(problem):
+                raise
+            sys.exit(
+                f"{PROGRAM}: process {processes.rank} has lost another of the {processes.size} processes and cannot go "
+                f"on ({str(problem).splitlines()[0]}); {options.out / LAST} is as it was last written"
+            )
         if processes.is_first:
             print(f"{options.out / BEST} is the best network, {options.out / 'history.csv'} how it came to be")
         return history

@@ -22,6 +22,11 @@ class ProcessError(RuntimeError):
     """Another process cannot go on; the message is its own."""
 
 
+def is_loss_of_another(problem: RuntimeError) -> bool:
+    """Whether an error says that another process is gone."""
+    return isinstance(problem, dist.DistBackendError) or "gloo/transport" in str(problem)
+
+
 class _Sum(torch.autograd.Function):
     """Sum over all processes, whose gradient is the sum of the gradients of all processes."""
 
