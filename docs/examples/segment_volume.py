@@ -224,7 +224,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options; ends the program with a message where they make no sense."""
     parser = argparse.ArgumentParser(description="Segment an image that is larger than memory.")
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="best.pt or last.pt of a training for classes")
+    add("--checkpoint", type=Path, required=True, help="best.pt of a training for classes")
     add("--image", type=Path, required=True, help="OME-Zarr (a folder) or NIfTI")
     add("--out", type=Path, required=True, help="OME-Zarr to write; the same command goes on with an unfinished one")
     add("--workers", type=int, help="processes of one thread (default: as many as processors, 1 with a GPU)")

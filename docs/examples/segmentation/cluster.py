@@ -57,7 +57,7 @@ def connect(scheduler: str | None, workers: int, memory: int | None) -> Iterator
             n_workers=workers,
             threads_per_worker=1,
             memory_limit=memory or int(0.9 * MEMORY_LIMIT / workers),
-            dashboard_address=None,
+            dashboard_address=":0",  # a free port; None would be its usual one, which may be taken
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -45,9 +45,11 @@ class Intensities(NamedTuple):
     def apply(self, image: NDArray) -> NDArray[np.float32]:
         """Clip, shift and scale an image (channels, *size) or a part of one."""
         low, high, mean, deviation = (np.reshape(numbers, (-1, *[1] * (image.ndim - 1))) for numbers in self)
-        values = np.asarray(image).astype(np.float64).clip(low, high)
-        flat = deviation == 0
-        return (np.where(flat, 0, values - mean) / np.where(flat, 1, deviation)).astype(np.float32)
+        values = np.asarray(image).astype(np.float64)
+        values.clip(low, high, out=values)
+        values -= mean
+        values /= np.where(deviation == 0, np.inf, deviation)
+        return values.astype(np.float32)
 
 
 class Moments(NamedTuple):

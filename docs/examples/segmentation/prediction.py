@@ -21,8 +21,6 @@ from segmentation.loop import autocast
 # nano, trained on 128 x 128, loses a point of mean IoU on an image of 1801 x 1901 seen whole, in six times the time.
 LARGEST_IN_CROPS = 4
 
-LookUp = Callable[[Window], Tensor]
-
 
 class GroupUse(NamedTuple):
     """Of one stage."""
@@ -69,9 +67,19 @@ class Predictor:
         if tile == size:
             output = self.look(pixels, spacing)
             return Prediction(self.decide(output), count_groups(output))
-        block = Blocks.single(size, tile)[0]
-        labels, use = self.classes(lambda window: pixels[(..., *window)], block, spacing)
+        use: list[GroupUse] = []
+
+        def look(window: Window) -> Tensor:
+            output = self.look(pixels[(..., *window)], spacing)
+            use[:] = add_use(use, count_groups(output))
+            return output.logits[0].float().cpu()
+
+        labels = blend(look, Blocks.single(size, tile)[0])
         return Prediction(labels.astype(np.int32), use)
+
+    def logits(self, pixels: NDArray[np.float32], spacing: Sequence[float]) -> Tensor:
+        """Logits (classes, *size) of one normalised image (C, *size), and nothing else that the network gives."""
+        return self.look(torch.from_numpy(pixels)[None], spacing).logits[0].float().cpu()
 
     def look(self, pixels: Tensor, spacing: Sequence[float]) -> SegmentationOutput:
         """All that the network says of one normalised image (1, C, *size)."""
@@ -87,34 +95,29 @@ class Predictor:
             labels = output.logits[0].argmax(0)
         return labels.cpu().numpy().astype(np.int32)
 
-    def classes(
-        self, look_up: LookUp, block: Block, spacing: Sequence[float]
-    ) -> tuple[NDArray[np.uint8], list[GroupUse]]:
-        """Classes of the voxels that a block owns, from the blended logits of its tiles.
 
-        Args:
-            look_up: told a window; gives its normalised pixels (1, C, *tile).
-            block: of a volume.
-            spacing: distance of pixels per axis.
-        """
-        use: list[GroupUse] = []
-        corner = [own.start for own in block.owned]
-        weights, total = None, None
-        for tile in block.tiles:
-            output = self.look(look_up(tile.window), spacing)
-            use = add_use(use, count_groups(output))
-            logits = output.logits[0].float()
-            if weights is None or total is None:
-                weights = bell(logits.shape[1:]).to(logits.device)
-                total = torch.zeros(len(logits), *(own.stop - own.start for own in block.owned))
-            seen = _relative(tile.used, [part.start for part in tile.window])
-            total[(slice(None), *_relative(tile.used, corner))] += (logits * weights)[(slice(None), *seen)].cpu()
-        assert total is not None
-        labels = np.empty(total.shape[1:], np.min_scalar_type(len(total) - 1))
-        # Plane by plane: argmax makes 64-bit integers.
-        for row in range(len(labels)):
-            labels[row] = total[:, row].argmax(0).numpy()
-        return labels, use
+def blend(look: Callable[[Window], Tensor], block: Block) -> NDArray[np.uint8]:
+    """Classes of the voxels that a block owns, from the weighted logits of its tiles.
+
+    Args:
+        look: told a window of the volume; gives logits (classes, *tile) of the network that sees it, on the CPU.
+        block: of a volume.
+    """
+    corner = [own.start for own in block.owned]
+    weights, total = None, None
+    for tile in block.tiles:
+        logits = look(tile.window)
+        if weights is None or total is None:
+            weights = bell(logits.shape[1:])
+            total = torch.zeros(len(logits), *(own.stop - own.start for own in block.owned))
+        seen = _relative(tile.used, [part.start for part in tile.window])
+        total[(slice(None), *_relative(tile.used, corner))] += (logits * weights)[(slice(None), *seen)]
+    assert total is not None
+    labels = np.empty(total.shape[1:], np.min_scalar_type(len(total) - 1))
+    # Plane by plane: argmax makes 64-bit integers.
+    for row in range(len(labels)):
+        labels[row] = total[:, row].argmax(0).numpy()
+    return labels
 
 
 def bell(tile: Sequence[int]) -> Tensor:

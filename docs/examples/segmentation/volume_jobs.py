@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import zarr
-from torch import nn
+from torch import Tensor, nn
 
 from segmentation import checkpoint
 from segmentation.blocks import Blocks, Window
 from segmentation.intensities import Intensities, Question, Tally, count
 from segmentation.ledger import Ledger
-from segmentation.prediction import Predictor
+from segmentation.prediction import Predictor, blend
 from segmentation.settings import Settings, build_network
 from segmentation.volumes import PIECE, Source, open_volume
 
@@ -74,12 +73,13 @@ def label_block(job: Job, intensities: Intensities, number: int) -> int:
     with zarr.config.set(READING):
         region = _source(job.image, len(corner)).read(block.window)
 
-        def look_up(window: Window) -> torch.Tensor:
-            part = tuple(slice(w.start - c, w.stop - c) for w, c in zip(window, corner, strict=True))
-            return torch.from_numpy(intensities.apply(region[(slice(None), *part)]))[None]
-
         predictor = load_network(job.checkpoint, job.device, job.precision).predictor
-        labels, _ = predictor.classes(look_up, block, job.spacing)
+
+        def look(window: Window) -> Tensor:
+            part = tuple(slice(w.start - c, w.stop - c) for w, c in zip(window, corner, strict=True))
+            return predictor.logits(intensities.apply(region[(slice(None), *part)]), job.spacing)
+
+        labels = blend(look, block)
         ledger.open()[block.owned] = labels
     ledger.finish(number, job.blocks.place(number))
     return labels.size
@@ -88,8 +88,8 @@ def label_block(job: Job, intensities: Intensities, number: int) -> int:
 def try_tile(job: Job) -> int:
     """Show a tile of noise to the network; returns the bytes that this process has taken at the most."""
     settings, predictor = load_network(job.checkpoint, job.device, job.precision)
-    noise = np.random.default_rng(0).normal(size=(1, settings.in_channels, *job.blocks.tile)).astype(np.float32)
-    predictor.look(torch.from_numpy(noise), job.spacing)
+    noise = np.random.default_rng(0).normal(size=(settings.in_channels, *job.blocks.tile)).astype(np.float32)
+    predictor.logits(Intensities.of(noise).apply(noise), job.spacing)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
 
@@ -109,10 +109,9 @@ def bytes_of_block(blocks: Blocks, source: Source, classes: int) -> int:
 
 
 def bytes_of_counting(source: Source) -> int:
-    """What counting adds to a process: a piece, and the numbers that its values become."""
-    return max(PIECE, math.prod(source.chunks) * source.shape[0]) * (source.dtype.itemsize + 24) + 2 * bytes_of_chunk(
-        source
-    )
+    """What counting adds to a process: a piece, and the numbers that the values of a channel become."""
+    values = max(PIECE, math.prod(source.chunks) * source.shape[0])
+    return values * source.dtype.itemsize + values // source.shape[0] * 24 + 2 * bytes_of_chunk(source)
 
 
 def bytes_of_chunk(source: Source) -> int:

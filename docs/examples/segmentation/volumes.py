@@ -23,7 +23,7 @@ from segmentation.formats import checked_format, suffix_of
 from segmentation.ome import Place, open_zarr
 from segmentation.readers import open_nifti
 
-PIECE = 2**21  # voxels that are read at once to be counted, where chunks are not larger
+PIECE = 2**20  # voxels that are read at once to be counted, where chunks are not larger
 SAMPLES, SAMPLE = 8, 16  # places that are compared, and voxels along their axes
 UNITS = {"micron": "micrometer", "mm": "millimeter", "meter": "meter", "unknown": None}
 
