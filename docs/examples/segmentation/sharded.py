@@ -109,7 +109,7 @@ def read(folder: Path, entries: Collection[str]) -> tuple[Path, dict[str, Any]]:
     try:
         sums: dict[str, str] = json.loads((path / CHECKSUMS).read_text())
         damaged = [name for name in sorted(sums) if not _is_as_it_was(path / name, sums[name])]
-    except (OSError, ValueError, AttributeError) as problem:
+    except (OSError, ValueError, AttributeError, TypeError) as problem:
         raise CheckpointError(f"{path} must be a whole checkpoint; {CHECKSUMS} cannot be read ({problem})") from problem
     if damaged:
         raise CheckpointError(f"{path} must be a whole checkpoint; of its files, damaged: {', '.join(damaged)}")
@@ -124,11 +124,16 @@ def load(path: Path, tensors: dict[str, Any]) -> None:
         tensors: as they were saved, in any other parts.
 
     Raises:
-        CheckpointError: names or shapes are others.
+        CheckpointError: names or shapes are others, or there is something else than tensors.
     """
+    reader = _Reader(path)
+    try:
+        reader.read_metadata()
+    except (pickle.UnpicklingError, AttributeError) as problem:
+        raise CheckpointError(f"{path} must hold tensors and nothing else; {problem}") from problem
     try:
         with _single_process_is_meant():
-            dcp.load(tensors, storage_reader=_Reader(path))
+            dcp.load(tensors, storage_reader=reader)
     except CheckpointException as problem:
         raise CheckpointError(
             f"{path} must hold the weights of the network that its settings describe; another version of "
