@@ -81,10 +81,11 @@ def backbones() -> Case:
     return Case("backbones, 224 x 224, one image", entries, "grouping_vit_tiny", same_task=False, gate_full_size=False)
 
 
-def segmentation(spatial_dims: int, side: int) -> Case:
+def segmentation(*sides: int) -> Case:
+    spatial_dims = len(sides)
     # Two images: of a single one, torch 2.13's instance norm on a CPU computes wrong gradients where the gradient that
     # reaches it lies with its channels last, and the gate is red for grouping_vit_nano.
-    size = (2, 1, *(side,) * spatial_dims)
+    size = (2, 1, *sides)
     # SwinUNETR halves every axis five times and then norms what is left of it.
     small = (2, 1, 128, 128) if spatial_dims == 2 else (2, 1, 64, 32, 32)
 
@@ -97,13 +98,13 @@ def segmentation(spatial_dims: int, side: int) -> Case:
         entry("MONAI SwinUNETR, 12 channels", lambda: swin_unetr(spatial_dims, 12), size, small),
         entry("MONAI SwinUNETR, 24 channels", lambda: swin_unetr(spatial_dims, 24), size, small),
     ]
-    title = " x ".join([str(side)] * spatial_dims)
+    title = " x ".join(map(str, sides))
     return Case(
         f"segmentation, {title}, two images", entries, "grouping_vit_nano", same_task=False, gate_full_size=False
     )
 
 
-CASES = (backbones(), segmentation(2, 256), segmentation(3, 64))
+CASES = (backbones(), segmentation(256, 256), segmentation(64, 64, 32))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

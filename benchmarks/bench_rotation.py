@@ -223,6 +223,8 @@ def learned() -> Case:
         yardstick("copy of x", copy_of_x),
         of(rotate, interleaved_oracle, "RoSE, interleaved"),
         of(half, naive_narrow, "RoSE, half"),
+        of(compiled(rotate, fullgraph=True), interleaved_oracle, "RoSE, interleaved, torch.compile"),
+        of(compiled(half, fullgraph=True), naive_narrow, "RoSE, half, torch.compile"),
         of(naive_narrow, naive_narrow, "naive, half"),
         of(compiled(naive_narrow, fullgraph=True), naive_narrow, "naive, half, torch.compile"),
     ]

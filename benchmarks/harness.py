@@ -12,15 +12,16 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import probes
 import pytest
 import torch
 from entries import BACKWARD, FORWARD, Absent, Bound, Case, Entry
-from probes import Call, Rates, repeats_for
+from probes import Call, Rates, clock, repeats_for
 
 NEGLIGIBLE = 1e-3
 
 ROUNDS, FEWEST_ROUNDS = 5, 3
-ROUNDS_SECONDS = 12.0
+ROUNDS_SECONDS = 8.0
 """Rounds beyond the fewest are not begun after this."""
 
 
@@ -182,14 +183,17 @@ def measure(case: Case, way: str, agreeing: dict[str, float | None], recorder: R
 
 def facts_of(entry: Entry, bound: Any, call: Any, way: str) -> dict[str, Any]:
     """What is counted rather than timed; the first call, which may compile, comes before."""
-    call.sample(1)
     if isinstance(bound, Bound):
         with torch.no_grad():
+            start = clock()
             out = bound.call()
+            call.slow = clock() - start > probes.SAMPLE_SECONDS
         moved = sum(x.numel() * x.element_size() for x in (*bound.leaves.values(), out))
         parameters = sum(x.numel() for x in bound.leaves.values() if isinstance(x, torch.nn.Parameter))
     else:
         moved, parameters = bound.operand_bytes + bound.result_bytes, bound.parameters
+    if not call.slow:
+        call.sample(1)
     return {
         "yardstick": entry.oracle is None,
         "moved_bytes": moved * (2 if way == BACKWARD else 1),

@@ -69,6 +69,8 @@ class IndexLayer:
 class RemoteCall:
     """A call that is made in that process, which times it by its own clock."""
 
+    slow = False
+
     def __init__(self, layer: IndexLayer, way: str) -> None:
         self.layer = layer
         self.way = way

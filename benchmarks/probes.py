@@ -43,6 +43,9 @@ def clock() -> float:
 class Call:
     """A call of this process."""
 
+    slow = False
+    """Whether a single call is known to make a sample."""
+
     def __init__(self, run: Callable[[], Any]) -> None:
         self.run = run
 
@@ -109,6 +112,8 @@ def keep_pages() -> bool:
 
 def repeats_for(call: Call) -> int:
     """How often a call is repeated in a sample; the call has run before."""
+    if call.slow:
+        return 1
     return max(1, round(SAMPLE_SECONDS / max(call.sample(1), 1e-7)))
 
 
