@@ -264,14 +264,14 @@ def products(rows: int, size: int) -> Entry:
 
 
 CASES = [
-    *WINDOWED,
-    dilations(),
     *(dense(size) for size in (16, 32, 64)),
     *(
         self_attention(f"{title}, window {window}", shape, window)
         for title, shape in (("64x64", (64, 64)), ("16x16x16", (16,) * 3))
         for window in (3, 7)
     ),
+    *WINDOWED,
+    dilations(),
 ]
 
 
