@@ -114,7 +114,7 @@ def kept_by(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
     """Train half an epoch and write a checkpoint."""
     training = made(processes, way, *EQUALS[2])
     crops = Crops(for_task("semantic"), SETTINGS.crop, STEPS * SETTINGS.batch, 0)
-    with StopRequest(processes.any) as stop:
+    with StopRequest(False, processes.any) as stop:
 
         def on_step(_: dict[str, float]) -> None:
             # Only the last process is asked to stop.
@@ -223,7 +223,8 @@ def programs(processes: Processes, folder: Path, arguments: list[str]) -> None:
     def asked_in_one(self: Training, batch: Any) -> dict[str, float]:
         losses = finish(self, batch)
         if self.steps_done == 2 and processes.rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(2):  # Slurm's, and torchrun's
+                os.kill(os.getpid(), signal.SIGTERM)
         return losses
 
     Training.take_step = asked_in_one  # type: ignore[method-assign]

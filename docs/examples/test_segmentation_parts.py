@@ -248,3 +248,14 @@ def test_stopping_waits_for_a_good_place_and_a_second_time_does_not():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_stopping_under_torchrun_waits_every_time_and_for_any_process():
+    with StopRequest(impatient=False) as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check()
+    with pytest.raises(Stopped):
+        StopRequest(False, agreed=lambda asked: True).check()
+    StopRequest(False, agreed=lambda asked: False).check()

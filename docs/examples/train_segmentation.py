@@ -34,6 +34,7 @@ from segmentation.records import Records
 from segmentation.settings import TASKS, Settings, SettingsError, build_network, complete, differences
 from segmentation.stopping import Stopped, StopRequest
 from segmentation.validation import MAIN_SCORES, validate
+from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
 
 PROGRAM = Path(__file__).name
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace, processes: Processes) -> list[dict[str, Any
         training.load_state_dict(kept.rest["training"], tensors)
     if processes.is_first:
         describe(training, work.files)
-    with StopRequest(processes.any) as stop:
+    with StopRequest(not is_torchelastic_launched(), processes.any) as stop:
         train(training, work, stop)
     return training.history
 

@@ -14,14 +14,17 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Within ``with``, Ctrl-C and SIGTERM (what batch systems send) wait for :meth:`check`; a second one does not.
+    """Within ``with``, Ctrl-C and SIGTERM (what batch systems send) wait for :meth:`check`.
 
     Args:
+        impatient: a second one does not wait. Under torchrun it must: Slurm sends SIGTERM to all processes of a job,
+            torchrun sends it on to those that it has started, and kills them if they take too long.
         agreed: of several processes, whether any has been asked; see :meth:`segmentation.processes.Processes.any`.
     """
 
-    def __init__(self, agreed: Callable[[bool], bool] = bool) -> None:
+    def __init__(self, impatient: bool = True, agreed: Callable[[bool], bool] = bool) -> None:
         self.asked = False
+        self.impatient = impatient
         self.agreed = agreed
 
     def __enter__(self) -> StopRequest:
@@ -35,7 +38,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and self.impatient:
             raise KeyboardInterrupt
         self.asked = True
 
