@@ -1,4 +1,4 @@
-"""Whole layers: dense, sparse and deformable grouping, self-attention, the index's package; what compactness costs.
+"""Whole layers: dense, sparse and deformable grouping, self-attention, and the index's packages.
 
 ``pytest benchmarks/bench_layers.py [-k TITLE]``: float32, 128 channels, 3 rounds, window 3, stride 2.
 """
@@ -6,23 +6,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from entries import BACKWARD, DEVICE, Bound, Case, Entry, in_float64, of_leaves, of_module, random_leaves, token_major
+from entries import DEVICE, Bound, Case, Entry, in_float64, of_module, random_leaves
 from harness import run
 from other_libraries import library
 from other_process import IndexLayer
 from spatial_grouping_attention import (
     DeformableSpatialGroupingAttention,
     DenseSpatialGroupingAttention,
-    Neighbourhood,
     SparseSpatialGroupingAttention,
     WindowedSelfAttention,
 )
-from spatial_grouping_attention.functional import grouping_attention
 from torch import Tensor, nn
 
 CHANNELS = 128
@@ -109,72 +106,10 @@ def variants(title: str, shape: tuple[int, ...], heads: int) -> Case:
     return Case(f"layers, {title}, {heads} heads", entries, "sparse", same_task=False, gate_full_size=afford)
 
 
-def compactness(title: str, shape: tuple[int, ...]) -> Case:
-    """What the term costs a layer."""
-    entries = []
-    for kind in (*VARIANTS, "windowed self-attention"):
-        if kind == "deformable" and math.prod(shape) > 1024:
-            continue
-        for name, beta in ((kind, None), (f"{kind}, compactness", 2.0)):
-            entries.append(entry(name, kind, shape, 8, compactness=beta))
-    return Case(
-        f"compactness, layers, {title}",
-        entries,
-        "sparse",
-        ways=(BACKWARD,),
-        same_task=False,
-        gate_full_size=math.prod(shape) <= MOST_TOKENS,
-    )
-
-
-def compactness_of_calls(title: str, shape: tuple[int, ...]) -> Case:
-    """What it costs a single dense call, from spread out (0.1) to nearly local (10)."""
-
-    def of(factor: float | None, backend: str, dtype: torch.dtype) -> Callable[[bool], Bound]:
-        def bind(small: bool) -> Bound:
-            grid = (small_of(shape) if len(shape) > 1 else (60,)) if small else shape
-            groups = tuple((n - 1) // 2 + 1 for n in grid)
-            relation = Neighbourhood(grid, groups, 2, 3, 1, tuple(2 * g - 1 for g in groups))
-            leaves = token_major(dtype, 8, 16, q=relation.num_groups, k=relation.num_inputs, v=relation.num_inputs)
-            if factor is None:
-                return of_leaves(lambda q, k, v: grouping_attention(q, k, v, relation, backend=backend)[0], leaves)
-            beta = torch.full((8,), factor, dtype=dtype, device=DEVICE, requires_grad=True)
-            return of_leaves(
-                lambda q, k, v, b: grouping_attention(q, k, v, relation, compactness=b, backend=backend)[0],
-                leaves | {"beta": beta},
-            )
-
-        return bind
-
-    entries = [
-        Entry(
-            name,
-            of(factor, "fused", torch.float32),
-            of(factor, "reference", torch.float64),
-            # Nearly local memberships hardly depend on beta: its gradient is what is left of terms that cancel.
-            tolerance=1e-3 if factor == 10.0 else 1e-4,
-            note="of which the gradient to beta alone makes use" if factor == 10.0 else "",
-        )
-        for name, factor in {"without": None, "beta 0.1": 0.1, "beta 2": 2.0, "beta 10": 10.0}.items()
-    ]
-    return Case(
-        f"compactness, dense calls, {title}, 8 heads of 16",
-        entries,
-        "without",
-        ways=(BACKWARD,),
-        gate_full_size=math.prod(shape) <= MOST_TOKENS,
-    )
-
-
 CASES = [
     variants("32x32 -> 16x16", (32, 32), 4),
     variants("64x64 -> 32x32", (64, 64), 8),
     variants("16x16x16 -> 8x8x8", (16,) * 3, 8),
-    *(compactness("x".join(map(str, shape)), shape) for shape in ((16, 16), (32, 32), (64, 64), (16, 16, 16))),
-    *(
-        compactness_of_calls("x".join(map(str, shape)), shape)
-        for shape in ((16, 16), (32, 32), (64, 64), (16, 16, 16), (4096,))
-    ),
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent / "results"
-SUBJECTS = ("rotation", "grouping", "layers", "backbones", "curves", "first_call")
+SUBJECTS = ("rotation", "grouping", "layers", "compactness", "backbones", "curves", "first_call")
 
 # Entries that are not ours, by how their names begin.
 PEERS = (
