@@ -39,21 +39,30 @@ export function maskOfGroup(groupings, memberships, stage, group) {
   return values;
 }
 
-/** The lines between tokens of different labels, in units of tokens; with `only`, those around one label. */
+/** The lines between tokens of different labels, in units of tokens; with `only`, those around one label.
+ *
+ * Lines join the middles of the sides that part two labels, so that a staircase becomes a slope. */
 export function borders(labels, [rows, columns], only = null) {
   const path = new Path2D();
-  const differ = (a, b) => labels[a] !== labels[b] && (only === null || labels[a] === only || labels[b] === only);
-  for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) {
-      const token = r * columns + c;
-      if (c + 1 < columns && differ(token, token + 1)) {
-        path.moveTo(c + 1, r);
-        path.lineTo(c + 1, r + 1);
+  const inside = (r, c) => r >= 0 && c >= 0 && r < rows && c < columns;
+  const parts = (r1, c1, r2, c2) => {
+    if (!inside(r1, c1) || !inside(r2, c2)) return false;
+    const [a, b] = [labels[r1 * columns + c1], labels[r2 * columns + c2]];
+    return a !== b && (only === null || a === only || b === only);
+  };
+  for (let r = 0; r <= rows; r++) {
+    for (let c = 0; c <= columns; c++) {
+      // The sides that meet in the corner above token (r, c), to its left.
+      const ends = [];
+      if (parts(r - 1, c - 1, r - 1, c)) ends.push([c, r - 0.5]);
+      if (parts(r, c - 1, r, c)) ends.push([c, r + 0.5]);
+      if (parts(r - 1, c - 1, r, c - 1)) ends.push([c - 0.5, r]);
+      if (parts(r - 1, c, r, c)) ends.push([c + 0.5, r]);
+      for (const end of ends) {
+        path.moveTo(...end);
+        if (ends.length !== 2) path.lineTo(c, r);
       }
-      if (r + 1 < rows && differ(token, token + columns)) {
-        path.moveTo(c, r + 1);
-        path.lineTo(c + 1, r + 1);
-      }
+      if (ends.length === 2) path.lineTo(...ends[0]);
     }
   }
   return path;

@@ -9,12 +9,12 @@ const byId = (id) => document.getElementById(id);
 const percent = (x) => `${Math.round(100 * x)} %`;
 const STEP = 2; // pixels that an arrow key moves the spot by
 const LEAP = 10; // with Shift
+const GAMMA = 0.7;
 
 const state = {
   network: null,
-  photograph: null,
-  results: null,
-  outlines: [],
+  shown: null, // the image: what showImage keeps of it
+  kept: new Map(),
   spot: [0, 0],
   stage: 3,
   wave: 0,
@@ -70,24 +70,36 @@ function buildControls({ images, groupings, waves, size }) {
 
 // ---------------------------------------------------------------- groups and masks
 
+/** Brightness in [0, 1], and the photograph lifted out of the dark, to look at. */
 async function loadImage(file, [rows, columns]) {
-  const photograph = element("img", { src: `assets/${file}` });
-  await photograph.decode();
-  const context = new OffscreenCanvas(columns, rows).getContext("2d", { colorSpace: "srgb" });
-  context.drawImage(photograph, 0, 0);
-  const { data } = context.getImageData(0, 0, columns, rows);
-  return { photograph, brightness: Float32Array.from({ length: rows * columns }, (_, i) => data[4 * i] / 255) };
+  const image = element("img", { src: `assets/${file}` });
+  await image.decode();
+  const photograph = new OffscreenCanvas(columns, rows);
+  const context = photograph.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const pixels = context.getImageData(0, 0, columns, rows);
+  const brightness = Float32Array.from({ length: rows * columns }, (_, i) => pixels.data[4 * i] / 255);
+  pixels.data.forEach((value, i) => (pixels.data[i] = 255 * (value / 255) ** GAMMA));
+  context.putImageData(pixels, 0, 0);
+  return { photograph, brightness };
+}
+
+/** Run the network on an image, once. */
+async function understand(index) {
+  const { described } = state.network;
+  const { photograph, brightness } = await loadImage(described.images[index].file, described.size);
+  byId("values").textContent = "The network looks at the image …";
+  await new Promise(requestAnimationFrame);
+  const started = performance.now();
+  const results = await state.network.run(brightness);
+  byId("picture").dataset.milliseconds = Math.round(performance.now() - started);
+  return { photograph, ...results, outlines: results.labels.map((labels) => borders(labels, grid())) };
 }
 
 async function showImage(index) {
-  const { described } = state.network;
-  const { photograph, brightness } = await loadImage(described.images[index].file, described.size);
-  const started = performance.now();
-  state.results = await state.network.run(brightness);
-  byId("picture").dataset.milliseconds = Math.round(performance.now() - started);
-  state.photograph = photograph;
-  state.outlines = state.results.labels.map((labels) => borders(labels, grid()));
-  moveSpot(...described.images[index].spot);
+  if (!state.kept.has(index)) state.kept.set(index, await understand(index));
+  state.shown = state.kept.get(index);
+  moveSpot(...state.network.described.images[index].spot);
   byId("picture").dataset.image = index;
 }
 
@@ -112,7 +124,7 @@ function moveSpot(row, column) {
 /** From the spot to its group in every stage, and from there back to all that belongs to it. */
 function growMasks() {
   const { groupings, classes } = state.network.described;
-  const { memberships, labels, classes: found } = state.results;
+  const { memberships, labels, classes: found } = state.shown;
   const token = tokenOfSpot();
   state.groups = labels.map((of) => of[token]);
   state.masks = state.groups.map((group, i) => maskOfGroup(groupings, memberships, i + 1, group));
@@ -120,9 +132,10 @@ function growMasks() {
   const area = (rows * columns) / (grid()[0] * grid()[1]);
   const sizes = state.masks.map((mask, i) => {
     const [, groupColumns] = groupings[i].groups;
-    const place = `row ${Math.floor(state.groups[i] / groupColumns) + 1}, column ${(state.groups[i] % groupColumns) + 1}`;
+    const place = `${Math.floor(state.groups[i] / groupColumns) + 1}, ${(state.groups[i] % groupColumns) + 1}`;
     const pixels = Math.round(area * mask.reduce((a, b) => a + b, 0));
-    byId(`text${i + 1}`).textContent = `Group in ${place} of ${groupings[i].groups.join(" × ")}; about ${pixels} pixels; the spot belongs to it by ${percent(mask[token])}`;
+    byId(`text${i + 1}`).textContent =
+      `Group (${place}) of ${groupings[i].groups.join(" × ")}, about ${pixels} pixels; the spot belongs to it by ${percent(mask[token])}`;
     return pixels;
   });
   const coin = found[rows * columns + state.spot[0] * columns + state.spot[1]];
@@ -134,12 +147,13 @@ function growMasks() {
 function drawScene() {
   const { size } = state.network.described;
   const shown = [...document.querySelectorAll("input[name=border]:checked")].map((box) => Number(box.value) - 1);
-  const lines = shown.map((i) => ({ path: state.outlines[i], tone: TONES[i], thickness: 1.4 + 0.3 * i }));
+  const lines = shown.map((i) => ({ path: state.shown.outlines[i], tone: TONES[i], thickness: 0.9 + 0.2 * i }));
   const chosen = state.stage - 1;
-  const own = borders(state.results.labels[chosen], grid(), state.groups[chosen]);
-  lines.push({ path: own, tone: TONES[chosen], thickness: 4 });
-  const classes = byId("classes").checked ? state.results.classes.subarray(size[0] * size[1]) : null;
-  const { photograph, spot, masks } = state;
+  const own = borders(state.shown.labels[chosen], grid(), state.groups[chosen]);
+  lines.push({ path: own, tone: TONES[chosen], thickness: 3 });
+  const classes = byId("classes").checked ? state.shown.classes.subarray(size[0] * size[1]) : null;
+  const { spot, masks } = state;
+  const { photograph } = state.shown;
   const scene = { photograph, size, grid: grid(), mask: masks[chosen], tone: TONES[chosen], classes, lines, spot };
   drawPicture(byId("picture"), scene);
   masks.forEach((mask, i) => drawCard(byId(`card${i + 1}`), photograph, mask, grid(), TONES[i]));
@@ -165,12 +179,12 @@ function drawPhases() {
     // What meets this wave are tokens, not pixels.
     const tokens = wave.wavelength / (distance * wave.pixels);
     const text = byId(`wavetext${i}`);
-    text.textContent = `${units(wave.wavelength)} long: ${Number((wave.wavelength / distance).toPrecision(3))} pixels`;
+    text.textContent = `${units(wave.wavelength)} = ${Number((wave.wavelength / distance).toPrecision(3))} pixels`;
     text.classList.toggle("coarse", tokens < 2);
-    if (tokens < 2) text.textContent += "; too short for tokens this far apart";
+    if (tokens < 2) text.textContent += ": too short for tokens this far apart";
   });
   const wave = waves[state.wave];
-  drawInUnits(byId("space"), wave.vector, distance, state.spot, size, state.photograph);
+  drawInUnits(byId("space"), wave.vector, distance, state.spot, size, state.shown.photograph);
   const position = state.spot.map((x) => x * distance);
   const degrees = Math.round(360 * turns(wave.vector, ...position));
   byId("phase-values").textContent =
@@ -202,6 +216,7 @@ function listen() {
     moveSpot(state.spot[0] + step * way[0], state.spot[1] + step * way[1]);
   });
   byId("classes").addEventListener("change", drawScene);
+  window.addEventListener("resize", drawScene);
   byId("spacing").addEventListener("input", drawPhases);
 }
 

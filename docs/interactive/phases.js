@@ -6,7 +6,10 @@ const WIDEST = 4; // the largest spacing: space is shown as far as the picture r
 const TURN = 2 * Math.PI;
 
 /** Colours of a whole turn, equally light: OKLCH with a fixed lightness and chroma. */
-const WHEEL = Array.from({ length: 256 }, (_, i) => fromOklch(0.76, 0.125, (TURN * i) / 256));
+const WHEEL = Array.from({ length: 256 }, (_, i) => fromOklch(0.76, 0.12, (TURN * i) / 256));
+
+/** The same as the words of an image's memory: red in the lowest byte. */
+const WORDS = Uint32Array.from(WHEEL, ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
 
 function fromOklch(lightness, chroma, hue) {
   const [a, b] = [chroma * Math.cos(hue), chroma * Math.sin(hue)];
@@ -18,7 +21,9 @@ function fromOklch(lightness, chroma, hue) {
     -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
     -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
   ];
-  return linear.map((x) => Math.round(255 * (x <= 0.0031308 ? 12.92 * x : 1.055 * x ** (1 / 2.4) - 0.055)));
+  // A few greens lie just outside of sRGB.
+  const inside = linear.map((x) => Math.min(1, Math.max(0, x)));
+  return inside.map((x) => Math.round(255 * (x <= 0.0031308 ? 12.92 * x : 1.055 * x ** (1 / 2.4) - 0.055)));
 }
 
 /** The angle at a position, in turns from 0 to 1. */
@@ -27,17 +32,14 @@ export function turns(vector, row, column) {
   return angle - Math.floor(angle);
 }
 
-const colourOf = (turn) => WHEEL[Math.floor(256 * turn) % 256];
-
 /** Paint a wave: the canvas's pixels lie `step` units apart. */
 function paintWave(canvas, vector, step) {
   const context = canvas.getContext("2d");
   const { width, height } = canvas;
   const pixels = context.createImageData(width, height);
+  const words = new Uint32Array(pixels.data.buffer);
   for (let r = 0; r < height; r++) {
-    for (let c = 0; c < width; c++) {
-      pixels.data.set([...colourOf(turns(vector, r * step, c * step)), 255], 4 * (r * width + c));
-    }
+    for (let c = 0; c < width; c++) words[r * width + c] = WORDS[Math.floor(256 * turns(vector, r * step, c * step))];
   }
   context.putImageData(pixels, 0, 0);
   return context;
@@ -66,7 +68,7 @@ export function drawInUnits(canvas, vector, spacing, spot, size, photograph) {
   const perUnit = canvas.width / (WIDEST * size[1]);
   const context = paintWave(canvas, vector, 1 / perUnit);
   const [width, height] = [size[1] * spacing * perUnit, size[0] * spacing * perUnit];
-  context.fillStyle = "rgb(15 17 25 / 45%)";
+  context.fillStyle = "rgb(15 17 25 / 38%)";
   context.beginPath();
   context.rect(0, 0, canvas.width, canvas.height);
   context.rect(0, 0, width, height);
@@ -77,7 +79,7 @@ export function drawInUnits(canvas, vector, spacing, spot, size, photograph) {
   context.strokeStyle = "white";
   context.lineWidth = 3;
   context.strokeRect(1.5, 1.5, width - 3, height - 3);
-  drawSpot(context, spot, spacing * perUnit);
+  drawSpot(context, spot, spacing * perUnit, canvas.width / (canvas.clientWidth || canvas.width));
   drawRuler(context, canvas, perUnit);
 }
 
