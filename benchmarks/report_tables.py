@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from results_of_runs import BASELINES, Results, Row
+from results_of_runs import BASELINES, COUNTERPARTS, Results, Row
 
 FORWARD, BACKWARD = "forward", "forward + backward"
 SHORT = {FORWARD: "forward", BACKWARD: "with backward"}
@@ -198,21 +198,27 @@ def crossing(results: Results, title: str, way: str, dense: str, sparse: str) ->
 
 
 def losses(results: dict[str, Results]) -> str:
-    """Every case in which somebody else's entry is faster than the fastest of ours."""
-    lines = []
-    for found in results.values():
-        for case in found.cases():
-            for way in found.ways(case):
-                rows = [r for r in found.rows if (r.case, r.way) == (case, way) and not r.info["yardstick"]]
-                contenders = [r for r in rows if r.name not in BASELINES]
-                peers, mine = ([r for r in contenders if r.is_peer is flag] for flag in (True, False))
-                if not peers or not mine:
-                    continue
-                best, own = (min(group, key=lambda r: r.median) for group in (peers, mine))
-                if best.median < own.median:
-                    times = digits(own.median / best.median)
-                    lines.append(f"- {case}, {SHORT[way]}: *{best.name}* is {times} times as fast as *{own.name}*")
+    """Every case in which somebody else's entry is faster than its counterpart, or than the fastest of ours."""
+    lines = [
+        line
+        for found in results.values()
+        for case in found.cases()
+        for way in found.ways(case)
+        if (line := _loss([r for r in found.rows if (r.case, r.way) == (case, way)], f"{case}, {SHORT[way]}"))
+    ]
     return "\n".join(lines) if lines else "None."
+
+
+def _loss(rows: list[Row], title: str) -> str:
+    contenders = [r for r in rows if not r.info["yardstick"] and r.name not in BASELINES]
+    peers, mine = ([r for r in contenders if r.is_peer is flag] for flag in (True, False))
+    if not peers or not mine:
+        return ""
+    best = min(peers, key=lambda r: r.median)
+    counterpart = COUNTERPARTS.get(best.name)
+    own = min((r for r in mine if counterpart in (None, r.name)), key=lambda r: r.median)
+    times = own.median / best.median
+    return f"- {title}: *{best.name}* is {digits(times)} times as fast as *{own.name}*" if times > 1.0 else ""
 
 
 def first_calls(results: Results) -> str:

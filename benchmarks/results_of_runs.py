@@ -16,6 +16,9 @@ PEERS = (
     "NATTEN", "dense, on the index", "dense, matrix", "sparse, masked",
 )  # fmt: skip
 
+# Whom a peer is compared with, where that is not the fastest of ours.
+COUNTERPARTS = {"dense, on the index": "dense"}
+
 # Ours, but there to be compared with.
 BASELINES = ("its twin",)
 
