@@ -196,7 +196,7 @@ def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
     install(session, "pytest", "pytest-xdist", "hypothesis", groups=("brain",))
-    run_tests(session, ROOT / "docs" / "examples", options=("-m", "training"))
+    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=("-m", "training"))
 
 
 @nox.session(name="tests-gpu")
@@ -235,6 +235,13 @@ def brain(session: nox.Session) -> None:
     install_training(session)
     install(session, groups=("brain",))
     run_example(session, "segment_brain.py")
+
+
+@nox.session
+def experiments(session: nox.Session) -> None:
+    """Train whatever has no result yet: ``nox -s experiments -- --data DIR``."""
+    install_training(session)
+    session.run("python", str(ROOT / "experiments" / "main.py"), *session.posargs, env=PINNED)
 
 
 @nox.session

@@ -72,9 +72,9 @@ def draw(
 
     show(axes["image"], "the image: trained above the line", scene.image, **grey)
     axes["image"].axhline(len(seen.image) - 0.5, color="cyan")
-    show(axes["unseen"], "the unseen part (box: the last row's window)", unseen.image, **grey)
+    show(axes["unseen"], "the unseen part\n(box: the last row's window)", unseen.image, **grey)
     axes["unseen"].add_patch(box(place))
-    show(axes["labels"], f"its labels: {scene.label_source}", unseen.labels, **paint)
+    show(axes["labels"], f"its labels\n{scene.label_source}", unseen.labels, **paint)
     for number, p in enumerate(predictions):
         figures = f"mIoU {100 * p.scores.mean_iou:.1f} %, BF@1px {100 * p.scores.mean_boundary:.1f} %"
         show(axes[number], f"{p.name}\n{figures}", p.labels, **paint)

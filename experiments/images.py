@@ -1,0 +1,114 @@
+"""Real images, from a folder that is given; what it must hold is in docs/evidence.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from segmentation.augment import normalise
+from segmentation.instances import instance_classes
+from skimage.io import imread
+from torch import Tensor
+from training import Batch, vary
+
+
+class Picture(NamedTuple):
+    """An image (C, *size), normalised, with its classes (*size) and, where there are any, its objects."""
+
+    name: str
+    image: Tensor
+    labels: Tensor
+    spacing: tuple[float, ...]
+    objects: np.ndarray | None = None
+
+
+@lru_cache(maxsize=1)
+def axons(data: Path) -> dict[str, Picture]:
+    """Micrographs of rat spinal cord: 0 the rest, 1 myelin, 2 axons; the pixels of every animal have their own size."""
+    folder, found = data / "axondeepseg_sem", {}
+    for path in sorted(folder.glob("sub-*/micr/*.png")):
+        name = path.name.removesuffix(".png")
+        sidecars = sorted(path.parent.glob("*.json"))
+        (sidecar,) = [s for s in sidecars if s.stem in name] or sidecars
+        size = json.loads(sidecar.read_text())["PixelSize"]
+        size = float(size[0] if isinstance(size, list) else size)
+        masks = folder / "derivatives" / "labels" / path.parent.relative_to(folder)
+        (mask,) = masks.glob(f"{name}_seg-axonmyelin*")
+        grey = _plane(imread(mask))
+        labels = torch.from_numpy(np.digitize(grey, [100, 200]).astype(np.int64))
+        animal = path.parts[-3].removeprefix("sub-")
+        found[f"{animal} {name}"] = Picture(animal, normalise(_plane(imread(path))[None]), labels, (size, size))
+    return found
+
+
+@lru_cache(maxsize=1)
+def nuclei(data: Path) -> list[Picture]:
+    """Nuclei in fluorescence: 0 background, 1 inside, 2 the border of a nucleus."""
+    folder, found = data / "dsb2018_256", []
+    for path in sorted((folder / "images").iterdir()):
+        (mask,) = (folder / "labels").glob(f"{path.stem}.*")
+        objects = imread(mask).astype(np.int32)
+        classes = torch.from_numpy(np.asarray(instance_classes(objects)).astype(np.int64))
+        found.append(Picture(path.stem, normalise(_plane(imread(path))[None]), classes, (1.0, 1.0), objects))
+    return found
+
+
+@lru_cache(maxsize=1)
+def hippocampus(data: Path) -> list[Picture]:
+    """Hippocampus in MR, voxels of 1 mm: 0 the rest, 1 its front, 2 its back."""
+    folder, found = data / "msd_hippocampus", []
+    for path in sorted((folder / "images").iterdir()):
+        (mask,) = (folder / "labels").glob(f"{path.name.split('.')[0]}*")
+        labels = torch.from_numpy(np.asarray(nibabel.load(mask).dataobj).astype(np.int64))
+        image = normalise(np.asarray(nibabel.load(path).dataobj, np.float32)[None])
+        found.append(Picture(path.name, image, labels, (1.0, 1.0, 1.0)))
+    return found
+
+
+def _plane(image: np.ndarray) -> np.ndarray:
+    """The first channel of a grey image that has several."""
+    return image[..., 0] if image.ndim == 3 else image
+
+
+def averaged(picture: Picture, slices: int, axis: int) -> Picture:
+    """As a scanner with thicker slices would see it; what is left over at the end is cut off."""
+    kept = picture.labels.shape[axis] // slices * slices
+    image = picture.image.narrow(axis + 1, 0, kept).unflatten(axis + 1, (-1, slices)).mean(axis + 2)
+    labels = picture.labels.narrow(axis, 0, kept)
+    middle = labels.unflatten(axis, (-1, slices)).select(axis + 1, slices // 2)
+    spacing = tuple(s * (slices if a == axis else 1) for a, s in enumerate(picture.spacing))
+    return picture._replace(image=image, labels=middle, spacing=spacing)
+
+
+def resampled(picture: Picture, spacing: Sequence[float]) -> Picture:
+    """An image of another spacing: what is to be beaten. Labels stay as they are, since predictions are taken back."""
+    size = [max(16, round(n * s / t)) for n, s, t in zip(picture.labels.shape, picture.spacing, spacing, strict=True)]
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    antialias = (
+        {"antialias": any(s < t for s, t in zip(picture.spacing, spacing, strict=True))} if len(size) == 2 else {}
+    )
+    image = F.interpolate(picture.image[None], size, mode=mode, align_corners=False, **antialias)[0]
+    return picture._replace(image=image, spacing=tuple(spacing))
+
+
+def crops(pictures: Sequence[Picture], size: int, number: int, rng: Generator) -> Batch:
+    """Crops at random places, varied; of pictures of one spacing."""
+    spacing = pictures[0].spacing
+    chosen = [pictures[int(rng.integers(len(pictures)))] for _ in range(number)]
+    images, labels = [], []
+    for picture in chosen:
+        missing = [p for n in reversed(picture.labels.shape) for p in (0, max(0, size - n))]
+        image, classes = F.pad(picture.image, missing), F.pad(picture.labels, missing)
+        place = tuple(slice(s, s + size) for s in (int(rng.integers(n - size + 1)) for n in classes.shape))
+        image, classes = vary(image[(slice(None), *place)], classes[place], spacing, rng)
+        images.append(image)
+        labels.append(classes)
+    return Batch(torch.stack(images), torch.stack(labels), spacing)

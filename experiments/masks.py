@@ -1,0 +1,71 @@
+"""A: do memberships carry better masks? Grouping beside its uniform twin, a pyramid and a U-Net of equal size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from images import Picture, axons, crops, nuclei
+from networks import NETWORKS, size_of
+from runs import Run
+from scores import of_classes, of_objects, of_segments
+from shapes import EXTENT, FAMILIES, picture
+from training import Batch, train
+
+MADE = ("colours", "forms", "bars", "rings", "touching cells")
+REAL = ("nuclei", "axons and myelin")
+STEPS = 500
+TESTED = 24  # made images
+SIDE, NUMBER = 96, 4  # of crops
+
+
+def runs(steps: int = STEPS) -> list[Run]:
+    """Five seeds of what is made, three of what is real."""
+    made = [Run("masks", d, m, s, steps) for s in range(5) for d in MADE for m in NETWORKS]
+    return [Run("masks", d, m, s, steps) for s in range(3) for d in REAL for m in NETWORKS] + made
+
+
+def do(run: Run, data: Path | None) -> dict[str, Any]:
+    """Train and score."""
+    seen, unseen = _made(run.data) if run.data in FAMILIES else _real(run.data, data)
+    spacing = unseen[0].spacing
+    torch.manual_seed(run.seed)
+    network = NETWORKS[run.method](2, spacing)
+    size = size_of(network, (1, SIDE, SIDE), spacing)
+    if seen is None:
+
+        def draw(rng: np.random.Generator) -> Batch:
+            drawn = [picture(run.data, rng) for _ in range(NUMBER)]
+            return Batch(torch.stack([p.image for p in drawn]), torch.stack([p.labels for p in drawn]), spacing)
+    else:
+
+        def draw(rng: np.random.Generator) -> Batch:
+            return crops(seen, SIDE, NUMBER, rng)
+
+    seconds = train(network, draw, run.steps, run.seed)
+    scores = of_classes(network, unseen)
+    if unseen[0].objects is not None:
+        scores |= of_objects(network, unseen)
+    if run.method.startswith("grouping"):
+        scores |= of_segments(network, unseen[:8])
+    return {"scores": scores, "seconds per step": seconds, **size}
+
+
+def _made(family: str) -> tuple[None, list[Picture]]:
+    assert round(EXTENT) == SIDE
+    rng = np.random.default_rng(10**6)  # far from the seeds of training
+    return None, [picture(family, rng) for _ in range(TESTED)]
+
+
+def _real(name: str, data: Path | None) -> tuple[list[Picture], list[Picture]]:
+    """Every third image of nuclei is tested; of axons one image of an animal whose others are seen."""
+    if data is None:
+        raise ValueError("--data must be a folder for real images; got none")
+    if name == "nuclei":
+        pictures = nuclei(data)
+        return [p for i, p in enumerate(pictures) if i % 3], pictures[::3]
+    at_tenth = {n: p for n, p in axons(data).items() if p.spacing[0] == 0.1}
+    tested = [n for n in at_tenth if "data11" in n]
+    return [p for n, p in at_tenth.items() if n not in tested], [at_tenth[n] for n in tested]

@@ -1,0 +1,92 @@
+"""How good predictions are, and how well segments keep to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from images import Picture, resampled
+from networks import CLASSES, Logits
+from segmentation.instances import separate
+from segmentation.metrics import instance_scores, semantic_scores
+from segmentation.prediction import group_labels
+from skimage.metrics import contingency_table
+from skimage.segmentation import slic
+from torch import nn
+from torchmetrics.classification import MulticlassJaccardIndex
+
+
+@torch.no_grad()
+def predict(network: nn.Module, picture: Picture, as_spacing: Sequence[float] | None = None) -> torch.Tensor:
+    """Logits (classes, *size); with a spacing, of the image brought to it, and brought back."""
+    if as_spacing is None:
+        return network(picture.image[None], picture.spacing)[0]
+    other = resampled(picture, as_spacing)
+    logits = network(other.image[None], other.spacing)
+    mode = "bilinear" if logits.ndim == 4 else "trilinear"
+    return nn.functional.interpolate(logits, tuple(picture.labels.shape), mode=mode, align_corners=False)[0]
+
+
+def of_classes(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, float]:
+    """Mean IoU, mean Dice without background, and boundary F, in %."""
+    found = [predict(network, p).argmax(0).numpy() for p in pictures]
+    scores = semantic_scores(found, [p.labels.numpy() for p in pictures], CLASSES)
+    dice = float(np.nanmean(scores["Dice per class"][1:]))
+    return _percent({"mIoU": scores["mean IoU"], "Dice": dice, "boundary F": scores["boundary F"]})
+
+
+def mean_iou(network: nn.Module, pictures: Sequence[Picture], as_spacing: Sequence[float] | None = None) -> float:
+    """Over the classes of all pixels together, in %."""
+    iou = MulticlassJaccardIndex(CLASSES)
+    for picture in pictures:
+        iou.update(predict(network, picture, as_spacing).argmax(0), picture.labels)
+    return round(100 * float(iou.compute()), 2)
+
+
+def of_objects(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, float]:
+    """AP at two overlaps, of objects by watershed, and IoU of foreground, in %."""
+    found = [separate(predict(network, p)) for p in pictures]
+    real = [p.objects for p in pictures]
+    scores = instance_scores(found, real)
+    both = sum(int(((f > 0) & (r > 0)).sum()) for f, r in zip(found, real, strict=True))
+    either = sum(int(((f > 0) | (r > 0)).sum()) for f, r in zip(found, real, strict=True))
+    return _percent({**{name: scores[name] for name in ("AP@0.5", "AP@0.75")}, "foreground IoU": both / either})
+
+
+@torch.no_grad()
+def of_segments(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, float]:
+    """Of every stage's groups, beside as many superpixels of SLIC (Achanta et al., TPAMI 2012), in %.
+
+    Achievable segmentation accuracy: pixels that are right if every segment gets the best class for it.
+    Undersegmentation error: what segments have beyond the border of the object, the smaller part counted (Neubert and
+    Protzel 2012).
+    """
+    assert isinstance(network, Logits)
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for picture in pictures:
+        real = picture.labels.numpy()
+        output = network.model(picture.image[None], picture.spacing)
+        for stage, groups in enumerate(group_labels(output, real.shape), 1):
+            number = len(np.unique(groups))
+            plain = slic(picture.image.movedim(0, -1).numpy(), number, compactness=0.1, start_label=0, channel_axis=-1)
+            for name, segments in ((f"stage {stage}", groups), (f"SLIC, as stage {stage}", plain)):
+                rows.setdefault(name, []).append(segment_scores(segments, real))
+    return {
+        f"{name}, {kind}": round(100 * float(np.mean([row[i] for row in values])), 2)
+        for name, values in rows.items()
+        for i, kind in enumerate(("accuracy", "undersegmentation"))
+    }
+
+
+def segment_scores(segments: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """Achievable accuracy and undersegmentation error of one image, as shares of its pixels."""
+    table = contingency_table(segments, real).toarray()
+    total = table.sum()
+    largest = table.max(1).sum()
+    spilled = np.minimum(table, table.sum(1, keepdims=True) - table).sum()
+    return float(largest / total), float(spilled / total)
+
+
+def _percent(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(100 * float(value), 2) for name, value in scores.items()}

@@ -1,0 +1,108 @@
+"""Images that are made, with exact labels: as many as one likes, at any spacing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from images import Picture
+from numpy.random import Generator
+from skimage.measure import label
+
+NOISE = 0.5  # standard deviation, where things are 1 brighter or darker than what is around them
+EXTENT = 96.0  # of an image along both axes, in physical units
+
+Paint = Callable[[np.ndarray, np.ndarray, Generator], tuple[np.ndarray, np.ndarray]]
+
+
+def picture(family: str, rng: Generator, spacing: float = 1.0) -> Picture:
+    """An image of a family; the same random numbers give the same scene at any spacing."""
+    noise, scene = (np.random.default_rng(s) for s in rng.integers(2**32, size=2))
+    side = round(EXTENT / spacing)
+    y, x = np.meshgrid(*[(np.arange(side) + 0.5) * spacing] * 2, indexing="ij")
+    brightness, classes = FAMILIES[family](y, x, scene)
+    image = brightness + NOISE * noise.normal(size=brightness.shape)
+    tensor = torch.from_numpy(image.astype(np.float32))[None]
+    objects = label(classes == 1).astype(np.int32) if family == "touching cells" else None
+    return Picture(family, tensor, torch.from_numpy(classes.astype(np.int64)), (spacing, spacing), objects)
+
+
+def colours(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Dark and bright discs."""
+    classes = np.zeros(y.shape, int)
+    for cy, cx, r in _places(rng, 10, 5, 10):
+        classes[np.hypot(y - cy, x - cx) < r] = 1 + rng.integers(2)
+    return np.choose(classes, [0.0, -1.0, 1.0]), classes
+
+
+def forms(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Discs and squares, alike but for their form."""
+    classes = np.zeros(y.shape, int)
+    for cy, cx, r in _places(rng, 10, 5, 9):
+        square = rng.random() < 0.5
+        angle = rng.uniform(0, np.pi / 2)
+        u, v = (
+            np.cos(angle) * (y - cy) + np.sin(angle) * (x - cx),
+            np.cos(angle) * (x - cx) - np.sin(angle) * (y - cy),
+        )
+        inside = np.maximum(abs(u), abs(v)) < 0.886 * r if square else np.hypot(u, v) < r
+        classes[inside] = 1 + square
+    return (classes > 0).astype(float), classes
+
+
+def bars(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Bars two units wide: those of a negative slope are one class, those of a positive slope the other."""
+    classes = np.zeros(y.shape, int)
+    for cy, cx, half in _places(rng, 12, 10, 25):
+        rising = rng.random() < 0.5
+        angle = rng.uniform(0.2, np.pi / 2 - 0.2) * (1 if rising else -1)
+        along = np.cos(angle) * (x - cx) + np.sin(angle) * (y - cy)
+        across = np.cos(angle) * (y - cy) - np.sin(angle) * (x - cx)
+        classes[(abs(along) < half) & (abs(across) < 1)] = 1 + rising
+    return 2.0 * (classes > 0), classes
+
+
+def rings(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rings; what they enclose is a class of its own, as bright as the background."""
+    classes = np.zeros(y.shape, int)
+    for cy, cx, r in _places(rng, 7, 6, 14):
+        distance = np.hypot(y - cy, x - cx)
+        classes[distance < r] = 2
+        classes[(distance < r) & (distance > r - 2.5)] = 1
+    return (classes == 1).astype(float), classes
+
+
+def cells(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that touch: 1 inside, 2 the wall between them."""
+    seeds = rng.uniform(0, EXTENT, (40, 2))
+    distances = np.stack([np.hypot(y - cy, x - cx) for cy, cx in seeds])
+    two = np.partition(distances, 1, axis=0)[:2]
+    wall = two[1] - two[0] < 2.0
+    inside = ~wall & (two[0] < 11)
+    classes = np.where(inside, 1, np.where(wall & (two[0] < 12), 2, 0))
+    return np.choose(classes, [-0.5, 1.0, 0.0]), classes
+
+
+def radii(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Small and large discs: only the radius, in physical units, tells the classes apart."""
+    classes = np.zeros(y.shape, int)
+    for cy, cx, _ in _places(rng, 9, 1, 2):
+        large = rng.random() < 0.5
+        r = rng.uniform(8.0, 10.0) if large else rng.uniform(4.0, 5.0)
+        classes[np.hypot(y - cy, x - cx) < r] = 1 + large
+    return (classes > 0).astype(float), classes
+
+
+def _places(rng: Generator, number: int, low: float, high: float) -> list[tuple[float, float, float]]:
+    return [(*rng.uniform(0, EXTENT, 2), rng.uniform(low, high)) for _ in range(number)]
+
+
+FAMILIES: dict[str, Paint] = {
+    "colours": colours,
+    "forms": forms,
+    "bars": bars,
+    "rings": rings,
+    "touching cells": cells,
+    "radii": radii,
+}

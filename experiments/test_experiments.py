@@ -1,0 +1,134 @@
+"""The parts of the experiments, and that all of them run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import main as program
+import masks
+from images import Picture, averaged, resampled
+from networks import NETWORKS
+from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
+from runs import Run, complete, known
+from scores import segment_scores
+from shapes import FAMILIES, picture
+from training import vary
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore::RoSE.AliasingWarning")]
+RUNS = [Run("masks", "colours", "U-Net", seed, 1) for seed in range(4)]
+
+
+def score(run: Run, data: Path | None) -> dict:
+    return {"scores": {"seed": run.seed}}
+
+
+def never(run: Run, data: Path | None) -> dict:
+    raise AssertionError(f"{run.name} is done again")
+
+
+def fails_at_two(run: Run, data: Path | None) -> dict:
+    if run.seed == 2:
+        raise KeyboardInterrupt
+    return score(run, data)
+
+
+def test_what_is_done_stays_done(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        complete(RUNS, fails_at_two, None, tmp_path)
+    assert set(known(tmp_path)) == set(RUNS[:2])
+    assert complete(RUNS[:2], never, None, tmp_path).keys() == set(RUNS[:2])
+    results = complete(RUNS, score, None, tmp_path)
+    assert [results[run]["scores"]["seed"] for run in RUNS] == [0, 1, 2, 3]
+    assert len((tmp_path / "masks.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_scene_is_the_same_at_every_spacing(family: str) -> None:
+    fine, coarse = (picture(family, np.random.default_rng(3), spacing) for spacing in (0.5, 1.5))
+    assert fine.image.shape == (1, 192, 192)
+    assert coarse.image.shape == (1, 64, 64)
+    # The middle of a coarse pixel is that of the second of three fine ones.
+    same = (fine.labels[1::3, 1::3] == coarse.labels).float().mean()
+    assert same > 0.999
+    assert set(np.unique(fine.labels)) == {0, 1, 2}
+    again = picture(family, np.random.default_rng(3), 0.5)
+    assert torch.equal(again.image, fine.image)
+
+
+def test_thicker_slices_are_means_and_cover_as_much() -> None:
+    image = torch.arange(7 * 4 * 5.0).view(1, 7, 4, 5)
+    thick = averaged(Picture("x", image, image[0].long(), (1.0, 2.0, 3.0)), 3, axis=0)
+    assert thick.spacing == (3.0, 2.0, 3.0)
+    assert torch.equal(thick.image[0, 1], image[0, 3:6].mean(0))
+    assert torch.equal(thick.labels[1], image[0, 4].long())
+
+
+def test_resampling_keeps_the_extent() -> None:
+    other = resampled(Picture("x", torch.randn(1, 60, 30), torch.zeros(60, 30), (0.5, 1.0)), (1.0, 1.0))
+    assert other.image.shape == (1, 30, 30)
+    assert other.spacing == (1.0, 1.0)
+
+
+def test_labels_move_with_their_image() -> None:
+    labels = torch.arange(3 * 16 * 16).view(3, 16, 16)[0]
+    image = labels[None].float()
+    for seed in range(8):
+        varied, moved = vary(image, labels, (1.0, 1.0), np.random.default_rng(seed))
+        order = torch.argsort(moved.flatten())
+        values = varied.flatten()[order]
+        assert (values[1:] > values[:-1]).all()
+
+
+def test_segments_are_scored_as_one_would_by_hand() -> None:
+    real = np.array([[0, 0, 1, 1], [0, 0, 1, 1]])
+    assert segment_scores(real + 5, real) == (1.0, 0.0)
+    # One segment of all: half of it is right, and either half spills into the other.
+    assert segment_scores(np.zeros_like(real), real) == (0.5, 1.0)
+    segments = np.array([[0, 0, 0, 1], [0, 0, 0, 1]])  # 4 + 2 of the first segment
+    assert segment_scores(segments, real) == (0.75, 0.5)
+
+
+@pytest.mark.parametrize("method", [*NETWORKS, *POSITIONS])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_methods_give_logits_of_any_size_and_equal_numbers_of_parameters(method: str, dims: int) -> None:
+    network = {**NETWORKS, **POSITIONS}[method](dims, (0.5,) * dims)
+    size = (20, 17, 11)[-dims:]
+    assert network(torch.randn(1, 1, *size), (0.7,) * dims).shape == (1, 3, *size)
+    parameters = sum(p.numel() for p in network.parameters())
+    middle = {2: 430_000, 3: 567_000}[dims]
+    assert abs(parameters / middle - 1) < 0.15, parameters
+
+
+def test_learned_wave_vectors_drift_and_fixed_ones_do_not() -> None:
+    from networks import ours
+
+    for method, options in FREQUENCIES.items():
+        network = ours(2, (1.0, 1.0), **options)
+        before = wave_vectors(network)
+        assert before
+        assert drift(network, before) == 0
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.1)
+        moved = drift(network, before)
+        assert moved == 0 if "fixed" in method else abs(moved - 0.1) < 1e-5
+
+
+def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "TESTED", 1)
+    wanted = {
+        "masks": ("touching cells", "grouping, native masks"),
+        "spacing": ("radii, mixed", "RoPE by index"),
+        "frequencies": ("radii, mixed", "uniform, learned"),
+    }
+    for name, (data, method) in wanted.items():
+        run = Run(name, data, method, 0, 2)
+        assert run in program.EXPERIMENTS[name].runs(2)
+        result = program.EXPERIMENTS[name].do(run, None)
+        assert all(0 <= value <= 100 for value in json.loads(json.dumps(result))["scores"].values())
