@@ -129,17 +129,20 @@ def plan(client: Client, job: Job, source: Source, ledger: Ledger, memory: int |
     def fits(blocks: Blocks) -> bool:
         return needed(blocks) <= USABLE * limit and math.prod(blocks.extent) <= BLOCK
 
+    def require(blocks: Blocks) -> None:
+        if needed(blocks) > USABLE * limit:
+            raise ClusterError(
+                f"--memory must be at least {format_bytes(math.ceil(needed(blocks) / USABLE))} per worker, for blocks "
+                f"of {' x '.join(map(str, blocks.extent))} voxels ({format_bytes(taken)} of it for a process with the "
+                f"network and one tile); got {format_bytes(int(limit))}"
+            )
+
     def chosen() -> Sequence[int]:
-        blocks = grow(job.blocks.size, job.blocks.tile, job.spacing, fits)
-        return (blocks or job.blocks).per_block
+        require(job.blocks)
+        return (grow(job.blocks.size, job.blocks.tile, job.spacing, fits) or job.blocks).per_block
 
     blocks = Blocks(job.blocks.size, job.blocks.tile, tuple(ledger.kept("blocks", chosen)))
-    if needed(blocks) > USABLE * limit:
-        raise ClusterError(
-            f"--memory must be at least {format_bytes(math.ceil(needed(blocks) / USABLE))} per worker, for blocks of "
-            f"{' x '.join(map(str, blocks.extent))} voxels ({format_bytes(taken)} of it for a process with the network "
-            f"and one tile); got {format_bytes(int(limit))}"
-        )
+    require(blocks)
     voxels = " x ".join(map(str, blocks.size))
     tqdm.write(
         f"{voxels} voxels, {len(blocks)} blocks of {' x '.join(map(str, blocks.extent))}, tiles of "

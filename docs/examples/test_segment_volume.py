@@ -227,7 +227,7 @@ def test_disk_that_the_system_refuses_to_fill(files, small_blocks, scheduler):
             client.run(resource.setrlimit, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     assert not list(files.ledger.folder.rglob("*.partial"))
     assert not files.ledger.finished()
-    assert main(files.arguments).blocks == len(BLOCKS)
+    assert main(files.arguments).blocks >= len(BLOCKS) - cluster.AHEAD  # what was on its way may have found room
     assert np.array_equal(files.labels, files.expected(BLOCKS))
 
 
@@ -263,6 +263,7 @@ def test_first_pass_is_not_repeated(files, monkeypatch):
 def test_too_little_memory_is_refused_with_a_number(files):
     with pytest.raises(SystemExit, match=r"--memory must be at least \d+.* MiB per worker, .*; got 97.66 kiB"):
         main([*files.arguments, "--memory", "100kB"])
+    assert main(files.arguments).blocks == 1  # and blocks are not small for having been refused
 
 
 def test_nobody_answers(files, monkeypatch):

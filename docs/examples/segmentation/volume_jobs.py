@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import resource
@@ -87,9 +88,23 @@ def label_block(job: Job, intensities: Intensities, number: int) -> int:
 
 def try_tile(job: Job) -> int:
     """Show a tile of noise to the network; returns the bytes that this process has taken at the most."""
+    forget_peak()
     settings, predictor = load_network(job.checkpoint, job.device, job.precision)
     noise = np.random.default_rng(0).normal(size=(settings.in_channels, *job.blocks.tile)).astype(np.float32)
     predictor.logits(Intensities.of(noise).apply(noise), job.spacing)
+    return peak_memory()
+
+
+def forget_peak() -> None:
+    """Begin anew with what this process has taken at the most, where the system can; a worker may live long."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes that this process has taken at the most."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
 
