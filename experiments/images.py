@@ -1,4 +1,4 @@
-"""Real images, from a folder that is given; what it must hold is in docs/evidence.md."""
+"""Real images, from a folder that is given; what it must hold is in README.md beside this file."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python experiments/main.py --data DIR
     python experiments/main.py --only masks --steps 2     # does it run?
 
-Results are added to experiments/results as they come; what is there is not done again. See docs/evidence.md.
+Results are added to experiments/results as they come; what is there is not done again. See README.md beside this file.
 """
 
 from __future__ import annotations
