@@ -43,7 +43,7 @@ def compiled(results: Results) -> str:
         "tiled, compiled / not": against("tiled, torch.compile", "tiled"),
         "masked matrix, compiled / not": against("masked matrix, torch.compile", "masked matrix"),
     }
-    return tables.pivot(results, "grouping, ", columns, drop_empty=True)
+    return tables.pivot(results, "compiled grouping, ", columns)
 
 
 def compactness_of_layers(results: Results) -> str:

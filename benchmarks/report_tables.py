@@ -135,21 +135,15 @@ def time_of(name: str) -> Cell:
     return cell
 
 
-def pivot(
-    results: Results,
-    starts: str,
-    columns: dict[str, Cell],
-    ways: tuple[str, ...] = (FORWARD, BACKWARD),
-    drop_empty: bool = False,
-) -> str:
-    """One line for each case whose title begins so, or for each that has anything to say."""
+def pivot(results: Results, starts: str, columns: dict[str, Cell], ways: tuple[str, ...] = (FORWARD, BACKWARD)) -> str:
+    """One line for each case whose title begins so."""
     head = [""] + [f"{column}, {SHORT[way]}" if len(ways) > 1 else column for way in ways for column in columns]
     lines = [
         [case.removeprefix(starts), *(cell(results, case, way) for way in ways for cell in columns.values())]
         for case in results.cases()
         if case.startswith(starts)
     ]
-    return markdown(head, [line for line in lines if any(line[1:]) or not drop_empty])
+    return markdown(head, lines)
 
 
 def sides_of(results: Results, curve: str) -> list[int]:
