@@ -43,9 +43,9 @@ WAYS = ("ddp", "fsdp")
 EQUALS = [  # task, network's type, precision of the forward pass, recomputed blocks
     ("semantic", "float64", "float32", False),
     ("instances", "float64", "float32", True),
-    ("semantic", "float32", "float32", False),
     ("instances", "float32", "bf16", True),
 ]
+PLAIN = ("semantic", "float32", "float32", False)
 
 
 class Doubled(Crops):
@@ -112,7 +112,7 @@ def trained(processes: Processes, way: str, *case: Any) -> dict[str, Any]:
 
 def kept_by(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
     """Train half an epoch and write a checkpoint."""
-    training = made(processes, way, *EQUALS[2])
+    training = made(processes, way, *PLAIN)
     crops = Crops(for_task("semantic"), SETTINGS.crop, STEPS * SETTINGS.batch, 0)
     with StopRequest(False, processes.any) as stop:
 
@@ -130,7 +130,7 @@ def kept_by(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
 
 def taken_up(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
     """All that a checkpoint makes of a training that began otherwise."""
-    training = made(processes, way, *EQUALS[2])
+    training = made(processes, way, *PLAIN)
     with torch.no_grad():
         for parameter in training.network.parameters():
             parameter.add_(1.0)
@@ -143,7 +143,7 @@ def taken_up(processes: Processes, way: str, folder: Path) -> dict[str, Any]:
 
 def scores(processes: Processes, way: str) -> dict[str, Any]:
     """Of five images, which two processes cannot share out evenly, in tiles, of which some have more."""
-    training = made(processes, way, *EQUALS[2])
+    training = made(processes, way, *PLAIN)
     predictor = Predictor(training.averaged(), "semantic", "float32", 400)
     rounds: list[int] = []
     found = validate(predictor, for_task("semantic"), 3, processes, rounds.append)
@@ -184,7 +184,7 @@ def troubles(processes: Processes, folder: Path) -> dict[str, Any]:
         processes.first(functools.partial(int, "nothing"))
 
     def full() -> None:
-        training = made(processes, "fsdp", *EQUALS[2])
+        training = made(processes, "fsdp", *PLAIN)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         if last:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
@@ -200,7 +200,7 @@ def random_numbers(processes: Processes) -> list[list[float]]:
     """What the processes draw once they train, twice over."""
     drawn = []
     for _ in range(2):
-        made(processes, "ddp", *EQUALS[2])
+        made(processes, "ddp", *PLAIN)
         drawn.append(torch.rand(3).tolist())
     return drawn
 
@@ -236,6 +236,20 @@ def programs(processes: Processes, folder: Path, arguments: list[str]) -> None:
         assert ended([*arguments, *other]) == 1
 
 
+def killed(processes: Processes, arguments: list[str]) -> None:
+    """The second process is killed in the second epoch; what that is to the first ends the program."""
+    finish = Training.take_step
+
+    def last_step(self: Training, batch: Any) -> dict[str, float]:
+        losses = finish(self, batch)
+        if self.epoch == 1 and processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses
+
+    Training.take_step = last_step  # type: ignore[method-assign]
+    train_segmentation.main(arguments)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     arguments = json.loads((folder / "arguments.json").read_text())
@@ -248,12 +262,13 @@ def main(folder: Path) -> None:
                 "kept": kept_by(processes, way, folder / f"by-{way}"),
                 "scores": scores(processes, way),
             }
-        for by in ("one", *WAYS):
-            for way in WAYS:
+        for way, other in (WAYS, WAYS[::-1]):
+            for by in ("one", other):
                 found[way][f"taken up from {by}"] = taken_up(processes, way, folder / f"by-{by}")
         found["troubles"] = processes.gather(troubles(processes, folder / "by-ddp"))
         if processes.is_first:
             torch.save(found, folder / "found.pt")
+        killed(processes, [*arguments, "--out", str(folder / "killed")])
 
 
 if __name__ == "__main__":
