@@ -136,7 +136,7 @@ def _move_slider(reader: Reader) -> None:
     for key in ("ArrowRight", "End", "Home"):
         reader.press(key, WAVES, SPACE, PHASES, stays=untouched)
     slider.fill("1")
-    reader.changes("another wave", page.locator("input[name=wave][value='2']").check, SPACE, PHASES, stays=(WAVES,))
+    reader.changes("another wave", page.locator("input[name=wave][value='4']").check, SPACE, PHASES, stays=(WAVES,))
     # In units the wave itself does not move: beyond the picture's frame nothing changes with the spacing.
     corner = """[...document.getElementById('space').getContext('2d').getImageData(700, 200, 60, 60).data].join()"""
     reader.changes("the slider", lambda: slider.fill("0.5"), WAVES, stays=(corner,))

@@ -17,7 +17,7 @@ const state = {
   kept: new Map(),
   spot: [0, 0],
   stage: 3,
-  wave: 0,
+  wave: 2,
 };
 
 // ---------------------------------------------------------------- controls made from what the network says of itself
