@@ -32,9 +32,8 @@ def windowed(results: Results) -> str:
         "tiled / native": against("tiled", "native"),
         "masked matrix / native": against("masked matrix", "native"),
     }
-    return "\n\n".join(
-        f"{way}:\n\n{tables.pivot(results, 'grouping, ', columns, (way,))}" for way in (FORWARD, BACKWARD)
-    )
+    tables_of = {way: tables.pivot(results, "grouping, ", columns, (way,)) for way in (FORWARD, BACKWARD)}
+    return "\n\n".join(f"{way}:\n\n{table}" for way, table in tables_of.items() if table)
 
 
 def compiled(results: Results) -> str:
@@ -64,6 +63,8 @@ def curves(results: Results, what: str) -> str:
     parts = []
     for ndim in (2, 3):
         title = f"curve, {what}, {ndim}-D"
+        if not tables.sides_of(results, title):
+            continue
         for way in (FORWARD, BACKWARD):
             parts += [f"{what}, {ndim}-D, {way}:", tables.curve(results, title, way), tables.ends(results, title, way)]
     return "\n\n".join(part for part in parts if part)
@@ -72,49 +73,63 @@ def curves(results: Results, what: str) -> str:
 def crossings(results: Results) -> str:
     """Where sparse overtakes dense."""
     pairs = {"calls": ("dense, fused", "sparse, native"), "layers": ("dense", "sparse")}
-    return "\n".join(
+    lines = [
         tables.crossing(results, f"curve, {what}, {ndim}-D", way, *names)
         for what, names in pairs.items()
         for ndim in (2, 3)
         for way in (FORWARD, BACKWARD)
-    )
+    ]
+    return "\n".join(line for line in lines if line)
 
 
-BLOCKS: dict[str, Callable[[dict[str, Results]], str]] = {
-    "environment": tables.environment,
-    "losses": tables.losses,
-    "rotation": lambda r: tables.fulls(r["rotation"], "rotation"),
-    "windowed grouping": lambda r: windowed(r["grouping"]),
-    "compiled grouping": lambda r: compiled(r["grouping"]),
-    "dilation": lambda r: tables.fulls(r["grouping"], "dilated"),
-    "dense grouping": lambda r: tables.fulls(r["grouping"], "dense"),
-    "self-attention": lambda r: tables.fulls(r["grouping"], "windowed self"),
-    "layers": lambda r: tables.fulls(r["layers"], "layers"),
-    "compactness of layers": lambda r: compactness_of_layers(r["compactness"]),
-    "compactness of calls": lambda r: compactness_of_calls(r["compactness"]),
-    "networks": lambda r: tables.fulls(r["backbones"], ""),
-    "curves of calls": lambda r: curves(r["curves"], "calls"),
-    "curves of layers": lambda r: curves(r["curves"], "layers"),
-    "crossings": lambda r: crossings(r["curves"]),
-    "first call": lambda r: tables.first_calls(r["first_call"]),
+NOT_YET = "Not recorded yet."
+
+# By name, the subject that a block is about and what it says of it.
+BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "rotation": ("rotation", lambda r: tables.fulls(r, "rotation")),
+    "windowed grouping": ("grouping", windowed),
+    "compiled grouping": ("grouping", compiled),
+    "dilation": ("grouping", lambda r: tables.fulls(r, "dilated")),
+    "dense grouping": ("grouping", lambda r: tables.fulls(r, "dense")),
+    "self-attention": ("grouping", lambda r: tables.fulls(r, "windowed self")),
+    "layers": ("layers", lambda r: tables.fulls(r, "layers")),
+    "compactness of layers": ("compactness", compactness_of_layers),
+    "compactness of calls": ("compactness", compactness_of_calls),
+    "networks": ("backbones", lambda r: tables.fulls(r, "")),
+    "curves of calls": ("curves", lambda r: curves(r, "calls")),
+    "curves of layers": ("curves", lambda r: curves(r, "layers")),
+    "crossings": ("curves", crossings),
+    "first call": ("first_call", tables.first_calls),
 }
+OF_ALL = {"environment": tables.environment, "losses": tables.losses}
+
+
+def block(name: str, results: dict[str, Results]) -> str:
+    """What stands between a pair of markers."""
+    if name in OF_ALL:
+        return OF_ALL[name](results)
+    subject, write = BLOCKS[name]
+    return (write(results[subject]) if subject in results else "") or NOT_YET
 
 
 def render(page: str, results: dict[str, Results]) -> str:
     """The page with every marked block as the results have it."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](results)}\n\n{found[4]}", page)
+    return MARKED.sub(lambda found: f"{found[1]}\n{block(found[2], results)}\n\n{found[4]}", page)
 
 
 def draw(results: dict[str, Results], folder: Path) -> list[Path]:
-    """All pictures; where they lie."""
-    made = {
-        "benchmarks-rotation.png": lambda path: plots.bars(results["rotation"], results["rotation"].cases()[0], path),
-        "benchmarks-calls.png": lambda path: plots.curves(results["curves"], "calls", path),
-        "benchmarks-layers.png": lambda path: plots.curves(results["curves"], "layers", path),
+    """Pictures of what was recorded; where they lie."""
+    made: dict[str, tuple[str, Callable[[Results, Path], None]]] = {
+        "benchmarks-rotation.png": ("rotation", lambda r, path: plots.bars(r, r.cases()[0], path)),
+        "benchmarks-calls.png": ("curves", lambda r, path: plots.curves(r, "calls", path)),
+        "benchmarks-layers.png": ("curves", lambda r, path: plots.curves(r, "layers", path)),
     }
-    for name, make in made.items():
-        make(folder / name)
-    return [folder / name for name in made]
+    drawn = []
+    for name, (subject, make) in made.items():
+        if subject in results:
+            make(results[subject], folder / name)
+            drawn += [folder / name] * (folder / name).exists()
+    return drawn
 
 
 def main() -> None:

@@ -29,7 +29,9 @@ def save(made: Any, path: Path) -> None:
 
 def curves(results: Results, what: str, path: Path) -> None:
     """Time and memory over the number of tokens; columns are axes of the grid, dashed lines forward alone."""
-    titles = [f"curve, {what}, {ndim}-D" for ndim in (2, 3)]
+    titles = [title for ndim in (2, 3) if sides_of(results, title := f"curve, {what}, {ndim}-D")]
+    if not titles:
+        return
     made, axes = figure(2, len(titles), 10, 7.5)
     for column, title in enumerate(titles):
         ndim, sides = int(title[-3]), sorted(set(sides_of(results, title)))

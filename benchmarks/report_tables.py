@@ -136,14 +136,14 @@ def time_of(name: str) -> Cell:
 
 
 def pivot(results: Results, starts: str, columns: dict[str, Cell], ways: tuple[str, ...] = (FORWARD, BACKWARD)) -> str:
-    """One line for each case whose title begins so."""
+    """One line for each case whose title begins so; nothing if there is none."""
     head = [""] + [f"{column}, {SHORT[way]}" if len(ways) > 1 else column for way in ways for column in columns]
     lines = [
         [case.removeprefix(starts), *(cell(results, case, way) for way in ways for cell in columns.values())]
         for case in results.cases()
         if case.startswith(starts)
     ]
-    return markdown(head, lines)
+    return markdown(head, lines) if lines else ""
 
 
 def sides_of(results: Results, curve: str) -> list[int]:
@@ -185,6 +185,8 @@ def crossing(results: Results, title: str, way: str, dense: str, sparse: str) ->
         if one and two:
             pairs.append((side, one.median / two.median))
     faster = [side for side, ratio in pairs if ratio > 1.0]
+    if not pairs:
+        return ""
     side, ratio = pairs[-1]
     first = f"from side {faster[0]} on" if faster else "nowhere"
     what = f"{title.removeprefix('curve, ')}, {SHORT[way]}"
