@@ -124,7 +124,8 @@ def look(browser: Browser, address: str, viewport: ViewportSize, root: str) -> I
     seen = Look()
 
     def on_console(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        # Responses are taken down below, with their address.
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
             seen.problems.append(f"console: {message.text}")
 
     def on_request(request: Request) -> None:
