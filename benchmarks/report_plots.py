@@ -32,22 +32,24 @@ def curves(results: Results, what: str, path: Path) -> None:
     titles = [title for ndim in (2, 3) if sides_of(results, title := f"curve, {what}, {ndim}-D")]
     if not titles:
         return
-    made, axes = figure(2, len(titles), 10, 7.5)
+    made, axes = figure(2, len(titles), 5 * len(titles) + 1, 7.5)
     for column, title in enumerate(titles):
         ndim, sides = int(title[-3]), sorted(set(sides_of(results, title)))
         for colour, name in zip(COLOURS, results.names(f"{title}, side {sides[0]}"), strict=False):
-            for way, dashes in ((FORWARD, "--"), (BACKWARD, "-")):
+            labelled = False
+            for way, dashes in ((BACKWARD, "-"), (FORWARD, "--")):
                 found = [(s, results.find(f"{title}, side {s}", way, name)) for s in sides]
                 rows = [(s**ndim, row) for s, row in found if row]
-                tokens = [n for n, _ in rows]
-                label = name if way == BACKWARD else None
+                if not rows:
+                    continue
                 style = {"color": colour, "linestyle": dashes, "marker": "o", "markersize": 3}
-                axes[0][column].loglog(tokens, [row.median for _, row in rows], label=label, **style)
-                if way == BACKWARD:
-                    held = [row.info["peak_bytes"] / 1e6 for _, row in rows]
-                    axes[1][column].loglog(tokens, held, label=label, **style)
+                style["label"] = None if labelled else name
+                labelled = True
+                tokens = [n for n, _ in rows]
+                axes[0][column].loglog(tokens, [row.median for _, row in rows], **style)
+                axes[1][column].loglog(tokens, [row.info["peak_bytes"] / 1e6 for _, row in rows], **style)
         axes[0][column].set(title=f"{what}, {ndim}-D", xlabel="fine tokens", ylabel="seconds")
-        axes[1][column].set(xlabel="fine tokens", ylabel="MB beyond the operands, with backward")
+        axes[1][column].set(xlabel="fine tokens", ylabel="MB beyond the operands")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[0][0].legend(title="solid: with backward, dashed: forward", fontsize=8, title_fontsize=8)
