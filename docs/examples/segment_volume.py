@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +111,7 @@ def make_job(options: argparse.Namespace, settings: Settings, source: Source) ->
     precision = settings.precision if options.device.startswith("cuda") else "float32"
     blocks = Blocks(size, tile, (1,) * len(size))
     files = options.checkpoint.absolute(), source.path, options.out.absolute()
-    return Job(*files, blocks, tuple(spacing), precision, options.device)
+    return Job(*files, blocks, tuple(spacing), precision, options.device, uuid.uuid4().hex)
 
 
 def plan(client: Client, job: Job, source: Source, ledger: Ledger, memory: int | None, classes: int) -> Job:

@@ -54,9 +54,9 @@ SETTINGS = Settings(
 SIZE = (100, 75)  # tiles of 32 x 32, 5 x 4 blocks of one
 
 
-def trained(path, **changed):
+def trained(path, weights=0, **changed):
     """A checkpoint of a network that has learned nothing."""
-    torch.manual_seed(0)
+    torch.manual_seed(weights)
     settings = Settings(**{**SETTINGS.as_data(), **changed})
     checkpoint.write(path, {"settings": settings.as_data(), "weights": build_network(settings).state_dict()})
     return path
@@ -160,6 +160,16 @@ def test_complete_output_is_not_touched(files):
     assert not files.ledger.folder.exists()
 
 
+def test_worker_that_has_seen_another_network_of_that_name(files):
+    main(files.arguments)
+    before = files.labels
+    trained(files.checkpoint, weights=1)
+    files.out.rename(files.out.with_name("before.zarr"))
+    main(files.arguments)
+    assert np.array_equal(files.labels, files.expected(Blocks.single(SIZE, TILE)))
+    assert not np.array_equal(files.labels, before)
+
+
 def kill_the_program(files):
     program = KILLED.format(examples=str(Path(__file__).parent), arguments=files.arguments)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -244,7 +254,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(files, monkeypatch, what):
     monkeypatch.undo()
     extra = ["--spacing", "0.7", "0.5"] if what == "spacing" else []
     if what == "checkpoint":
-        trained(files.checkpoint, seed=5)
+        trained(files.checkpoint, weights=1)
     if what == "image":
         zarr.open_array(files.image / "0", mode="r+")[:] += 1
     with pytest.raises(SystemExit, match=rf"was begun otherwise and cannot be gone on with: .*{what}"):

@@ -36,6 +36,8 @@ class Job(NamedTuple):
     spacing: tuple[float, ...]
     precision: str
     device: str
+    run: str
+    """A word of its own for every run: files may have changed since a worker has seen them in another one."""
 
 
 class Network(NamedTuple):
@@ -46,8 +48,8 @@ class Network(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load_network(path: Path, device: str, precision: str) -> Network:
-    """The network with its averaged weights, once per process."""
+def _load_network(path: Path, device: str, precision: str, run: str) -> Network:
+    """The network with its averaged weights, once per process and run."""
     kept = checkpoint.read(path, ("settings", "weights"), device)
     settings = Settings.from_data(kept["settings"])
     network: nn.Module = build_network(settings)
@@ -55,15 +57,23 @@ def load_network(path: Path, device: str, precision: str) -> Network:
     return Network(settings, Predictor(network.to(device), settings.task, precision, sys.maxsize))
 
 
+def _network(job: Job) -> Network:
+    return _load_network(job.checkpoint, job.device, job.precision, job.run)
+
+
 @functools.lru_cache(maxsize=1)
-def _source(path: Path, spatial_dims: int) -> Source:
+def _open_volume(path: Path, spatial_dims: int, run: str) -> Source:
     return open_volume(path, spatial_dims)
+
+
+def _source(job: Job) -> Source:
+    return _open_volume(job.image, len(job.spacing), job.run)
 
 
 def count_piece(job: Job, question: Question, window: Window) -> list[Tally]:
     """One pass over one piece."""
     with zarr.config.set(READING):
-        return count(_source(job.image, len(window)).read(window), question)
+        return count(_source(job).read(window), question)
 
 
 def label_block(job: Job, intensities: Intensities, number: int) -> int:
@@ -72,9 +82,9 @@ def label_block(job: Job, intensities: Intensities, number: int) -> int:
     ledger = Ledger(job.out)
     corner = [part.start for part in block.window]
     with zarr.config.set(READING):
-        region = _source(job.image, len(corner)).read(block.window)
+        region = _source(job).read(block.window)
 
-        predictor = load_network(job.checkpoint, job.device, job.precision).predictor
+        predictor = _network(job).predictor
 
         def look(window: Window) -> Tensor:
             part = tuple(slice(w.start - c, w.stop - c) for w, c in zip(window, corner, strict=True))
@@ -89,7 +99,7 @@ def label_block(job: Job, intensities: Intensities, number: int) -> int:
 def try_tile(job: Job) -> int:
     """Show a tile of noise to the network; returns the bytes that this process has taken at the most."""
     forget_peak()
-    settings, predictor = load_network(job.checkpoint, job.device, job.precision)
+    settings, predictor = _network(job)
     noise = np.random.default_rng(0).normal(size=(settings.in_channels, *job.blocks.tile)).astype(np.float32)
     predictor.logits(Intensities.of(noise).apply(noise), job.spacing)
     return peak_memory()
