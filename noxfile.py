@@ -229,6 +229,13 @@ def predict(session: nox.Session) -> None:
     run_example(session, "predict_segmentation.py")
 
 
+@nox.session(name="predict-volume")
+def predict_volume(session: nox.Session) -> None:
+    """Segment an image larger than memory: ``nox -s predict-volume -- --checkpoint FILE --image IN --out OUT``."""
+    install_training(session)
+    run_example(session, "segment_volume.py")
+
+
 @nox.session
 def brain(session: nox.Session) -> None:
     """Train on two thirds of a head in three dimensions and draw the third; options go after ``--``."""

@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options; ends the program with a message where they make no sense."""
     parser = argparse.ArgumentParser(description="Segment images with a trained network.")
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="best.pt or last.pt of a training")
+    add("--checkpoint", type=Path, required=True, help="best.pt of a training")
     add("--images", type=Path, required=True, help="folder of images")
     add("--out", type=Path, required=True, help="folder for the labels, in the format of the images")
     add("--spacing", type=float, nargs="+", help="distance of pixels along every axis, (default: as the "
