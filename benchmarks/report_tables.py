@@ -143,6 +143,7 @@ def pivot(results: Results, starts: str, columns: dict[str, Cell], ways: tuple[s
         for case in results.cases()
         if case.startswith(starts)
     ]
+    lines = [line for line in lines if any(line[1:])]
     return markdown(head, lines) if lines else ""
 
 
@@ -162,7 +163,8 @@ def curve(results: Results, title: str, way: str) -> str:
         for name in names:
             row = results.find(f"{title}, side {side}", way, name)
             cells.append(f"{seconds(row.median)}, {size(row.info['peak_bytes'])}" if row else "")
-        lines.append(cells)
+        if any(cells[1:]):
+            lines.append(cells)
     return markdown(["side", *names], lines)
 
 
