@@ -115,6 +115,8 @@ def test_entries_take_turns() -> None:
     order: list[str] = []
 
     class Named:
+        slow = False
+
         def __init__(self, name: str) -> None:
             self.name = name
 
