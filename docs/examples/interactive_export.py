@@ -1,7 +1,7 @@
 """What the interactive page reads: the network as ONNX, example images, and numbers about both.
 
 The graph says which groups every token belongs to in a form that the page can use without attention of its own. A
-window of w x w groups holds exactly one group of every *colour* (row mod w, column mod w). So memberships in groups of
+window of w x w groups holds at most one group of every *colour* (row mod w, column mod w). So memberships in groups of
 one colour, which ``Assignment.upsample`` gives for a picture of that colour, are the memberships in single groups.
 """
 
@@ -52,7 +52,7 @@ class Graph(nn.Module):
     """A network and the memberships in it, as tensors.
 
     Args:
-        network: with sparse groupings only.
+        network: with groupings that are sparse, or of few groups.
     """
 
     def __init__(self, network: GroupingViT) -> None:
@@ -81,15 +81,19 @@ def output_names(groupings: int) -> list[str]:
     return ["classes", *(f"{name}{stage}" for stage in range(1, groupings + 1) for name in ("memberships", "labels"))]
 
 
+def periods(assignment: Assignment) -> tuple[int, ...]:
+    """After how many groups colours repeat, per axis: the window, or all groups where it is wider."""
+    return tuple(min(w, n) for w, n in zip(assignment.neighbourhood.window, assignment.output_shape, strict=True))
+
+
 def colours(assignment: Assignment) -> Tensor:
     """One picture per colour, 1 at its groups: (1, N_out, colours)."""
-    window = assignment.neighbourhood.window
-    axes = (torch.arange(n) % w for n, w in zip(assignment.output_shape, window, strict=True))
-    places = torch.meshgrid(*axes, indexing="ij")
+    repeated = periods(assignment)
+    axes = (torch.arange(n) % p for n, p in zip(assignment.output_shape, repeated, strict=True))
     colour = torch.zeros(assignment.output_shape, dtype=torch.long)
-    for place, w in zip(places, window, strict=True):
-        colour = colour * w + place
-    return nn.functional.one_hot(colour.flatten(), math.prod(window)).float()[None]
+    for place, period in zip(torch.meshgrid(*axes, indexing="ij"), repeated, strict=True):
+        colour = colour * period + place
+    return nn.functional.one_hot(colour.flatten(), math.prod(repeated)).float()[None]
 
 
 def exported(network: GroupingViT, size: tuple[int, int]) -> onnx.ModelProto:
@@ -113,6 +117,7 @@ def describe_grouping(assignment: Assignment, pixels: int) -> dict[str, Any]:
         "tokens": list(relation.input_shape),
         "groups": list(relation.output_shape),
         "window": list(relation.window),
+        "periods": list(periods(assignment)),
         "cells": [[axis.cell(i) for i in range(axis.size)] for axis in relation.axes],
         "pixels": pixels,
     }

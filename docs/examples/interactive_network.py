@@ -39,6 +39,7 @@ def make_network() -> GroupingViT:
         dims=(16, 32, 64, 96),
         depths=(0, 0, 1, 1),
         num_heads=(1, 2, 4, 6),
+        grouping=("sparse", "sparse", "dense"),
         head="panoptic",
     )
 

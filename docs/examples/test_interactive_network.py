@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from coins_data import Crops, coins
 from interactive_ballast import without_ballast
-from interactive_export import SIZE, Graph, describe_grouping, exported, output_names
-from interactive_network import ASSETS, SEEN, examples, instances, main, train
+from interactive_export import LONGEST, SIZE, Graph, describe_grouping, exported, output_names, waves
+from interactive_network import ASSETS, SEEN, examples, instances, main, make_network, train
 
 # The exporter's own.
 QUIET = (f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "User"))
@@ -36,14 +36,14 @@ def run(model, image):
 
 def matrix(grouping, memberships):
     """Memberships of all pairs, by the rule that the page follows (memberships.js)."""
-    (rows, columns), (high, wide) = grouping["tokens"], grouping["window"]
+    (rows, columns), (high, wide), (down, across) = (grouping[name] for name in ("tokens", "window", "periods"))
     full = np.zeros((rows, columns, *grouping["groups"]), np.float32)
     for r in range(rows):
         for c in range(columns):
             for i, j in np.ndindex(*grouping["groups"]):
                 near = abs(i - grouping["cells"][0][r]) <= high // 2 and abs(j - grouping["cells"][1][c]) <= wide // 2
                 if near:
-                    full[r, c, i, j] = memberships[r * columns + c, (i % high) * wide + j % wide]
+                    full[r, c, i, j] = memberships[r * columns + c, (i % down) * across + j % across]
     return full.reshape(rows * columns, -1)
 
 
@@ -51,7 +51,9 @@ def matrix(grouping, memberships):
 def trained():
     """A small network after a few steps, and an image that it was not trained on."""
     torch.manual_seed(0)
-    network = grouping_vit_nano(2, 1, 2, dims=(8, 8, 16), depths=(0, 0, 1), num_heads=(1, 2, 2), head="panoptic")
+    network = grouping_vit_nano(
+        2, 1, 2, dims=(8, 8, 16), depths=(0, 0, 0), num_heads=(1, 2, 2), grouping=("sparse", "dense"), head="panoptic"
+    )
     seen, unseen = instances(coins()).split(SEEN)
     losses = []
     train(network, Crops(seen, SMALL[0], 0), 3, 2, losses.append)
@@ -103,6 +105,17 @@ def test_labels_are_nested(trained, models):
     assert all(len(set(coarse[fine == group])) == 1 for group in np.unique(fine))
 
 
+def assert_coins_are_groups(coins, groups):
+    """One of the last groups holds nearly all of every coin that the image does not cut off, and little else."""
+    pixels = groups.repeat(2, 0).repeat(2, 1)
+    inner = set(np.unique(coins)) - {0, *coins[:, 0], *coins[:, -1], *coins[0], *coins[-1]}
+    assert len(inner) >= 3
+    for coin in inner:
+        group = np.bincount(pixels[coins == coin]).argmax()
+        common = ((coins == coin) & (pixels == group)).sum()
+        assert common / ((coins == coin) | (pixels == group)).sum() > 0.9
+
+
 def test_what_is_committed_is_what_the_page_reads():
     described = json.loads((ASSETS / "network.json").read_text())
     model = (ASSETS / "network.onnx").read_bytes()
@@ -117,14 +130,27 @@ def test_what_is_committed_is_what_the_page_reads():
         coin = found["classes"][1] > 0.5
         wanted = example.labels > 0
         assert (coin & wanted).sum() / (coin | wanted).sum() > 0.9
+        assert_coins_are_groups(example.labels, found["labels3"].reshape(described["groupings"][0]["tokens"]))
         for stage, grouping in enumerate(described["groupings"], 1):
             memberships, labels = found[f"memberships{stage}"], found[f"labels{stage}"]
-            assert memberships.shape == (np.prod(grouping["tokens"]), np.prod(grouping["window"]))
+            assert memberships.shape == (np.prod(grouping["tokens"]), np.prod(grouping["periods"]))
             assert np.abs(memberships.sum(1) - 1).max() <= 1e-5
             assert labels.shape == (np.prod(described["groupings"][0]["tokens"]),)
             assert labels.dtype == np.int32
             assert 0 <= labels.min() <= labels.max() < np.prod(grouping["groups"])
             assert [len(cells) for cells in grouping["cells"]] == grouping["tokens"]
+
+
+def test_waves_are_those_of_a_network_from_short_to_long():
+    network = make_network()
+    shown = waves(network)
+    lengths = [wave["wavelength"] for wave in shown]
+    assert lengths == sorted(lengths)
+    assert 2 * shown[0]["pixels"] <= lengths[0] <= lengths[-1] <= LONGEST
+    known = network.stages[-2].blocks[0].attention.rotary.freqs.flatten(0, 1).tolist()
+    for wave in shown:
+        assert wave["vector"] in known
+        assert wave["wavelength"] * np.hypot(*wave["vector"]) == pytest.approx(2 * np.pi)
 
 
 def test_options_that_make_no_sense(capsys):

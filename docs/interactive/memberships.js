@@ -1,11 +1,13 @@
 // Memberships as the graph gives them, and what follows from them. A grouping's description says which groups a token
-// sees: those in the window around its cell. Groups of one colour (row mod window, column mod window) occur once there.
+// sees: those in the window around its cell, in which every colour (row and column of a group, modulo the periods) occurs
+// once at most.
 
 /** Carry values of the groups to the tokens of one grouping: Float32Array of all tokens. */
 export function upsample(grouping, memberships, values) {
   const [rows, columns] = grouping.tokens;
   const [groupRows, groupColumns] = grouping.groups;
   const [high, wide] = grouping.window;
+  const [down, across] = grouping.periods;
   const [cellsOfRows, cellsOfColumns] = grouping.cells;
   const result = new Float32Array(rows * columns);
   for (let r = 0; r < rows; r++) {
@@ -16,7 +18,7 @@ export function upsample(grouping, memberships, values) {
       let sum = 0;
       for (let i = top; i <= bottom; i++) {
         for (let j = left; j <= right; j++) {
-          sum += memberships[(token * high + (i % high)) * wide + (j % wide)] * values[i * groupColumns + j];
+          sum += memberships[(token * down + (i % down)) * across + (j % across)] * values[i * groupColumns + j];
         }
       }
       result[token] = sum;
