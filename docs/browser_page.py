@@ -105,7 +105,8 @@ class Look:
 
 
 def take_picture(page: Page, path: Path) -> None:
-    """The whole page, unless it is very long."""
+    """The whole page, unless it is very long, as it is before anyone scrolls."""
+    page.evaluate("scrollTo(0, 0)")
     height = page.evaluate("document.documentElement.scrollHeight")
     width = page.evaluate("document.documentElement.clientWidth")
     page.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)})
