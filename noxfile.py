@@ -31,6 +31,8 @@ nox.options.sessions = [
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+SUBJECTS = ("rotation", "grouping", "layers", "compactness", "backbones", "curves", "first_call")  # of benchmarks
+
 # The newest that dynamic-network-architectures accepts, beside the one that is pinned.
 TIMM_OF_PRIMUS = "timm==1.0.22"
 
@@ -61,6 +63,15 @@ def install_optional(session: nox.Session) -> None:
     session.install("--no-deps", "-c", str(CONSTRAINTS), "triton")
     # Without CUDA a pure Python wheel, built against the torch that is there.
     session.install("--no-deps", "--no-build-isolation", "-c", str(CONSTRAINTS), "natten")
+
+
+def install_bench(session: nox.Session) -> None:
+    """Install both packages, the suite, and the peers, none of which may bring in another torch."""
+    install(session, *build(session, ROSE, GROUPING), "pytest", "pytest-benchmark", "numpy", "numba", "matplotlib")
+    install_peers(session)
+    install(session, "--no-deps", "monai", "x-transformers", "torch-einops-utils")
+    install(session, "einops", "einx", "loguru", "pyyaml", "frozendict", "psutil", "zarr")
+    session.run("python", str(ROOT / "benchmarks" / "other_process.py"), "--install")
 
 
 def run_example(session: nox.Session, script: str) -> None:
@@ -195,7 +206,7 @@ def tests_libraries(session: nox.Session) -> None:
 def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
-    install(session, "pytest", "pytest-xdist", "hypothesis", groups=("brain",))
+    install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
     run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=("-m", "training"))
 
 
@@ -253,19 +264,33 @@ def experiments(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation as a site, into site/; a link that leads nowhere is an error."""
+    """The documentation as a site, into site/; a link that leads nowhere is an error. Needs npm."""
     install(session, groups=("docs",))
     # What the site's configuration names without a path: docs/tools/formulas.py.
     session.run("zensical", "build", "--strict", "--clean", env={"PYTHONPATH": str(ROOT / "docs" / "tools")})
+    session.run("python", str(ROOT / "docs" / "interactive" / "fetch_runtime.py"), str(ROOT / "site" / "interactive"))
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the built site (``nox -s docs``) in Chromium, at two widths; needs one that is installed."""
+    install(session, "pytest", groups=("browser",))
+    session.run("pytest", str(ROOT / "docs" / "browser_faults.py"))
+    checker, shots = ROOT / "docs" / "browser_check.py", ROOT / "site-screenshots"
+    session.run("python", str(checker), str(ROOT / "site"), "--out", str(shots), *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure on this machine: rotation and grouping, against their peers and bounds."""
-    install(session, *build(session, ROSE, GROUPING), "numpy", "numba")
-    install_peers(session)
-    for script in ("rotation.py", "grouping.py", "native.py", "compactness.py"):
-        session.run("python", str(ROOT / "benchmarks" / script))
+    """Measure on this machine, into benchmarks/results; ``-- --quick`` only holds every entry to its oracle."""
+    install_bench(session)
+    if "--quick" in session.posargs:
+        session.run("pytest", "--quick", *map(str, sorted((ROOT / "benchmarks").glob("bench_*.py"))), env=PINNED)
+        return
+    for subject in SUBJECTS:
+        out = ROOT / "benchmarks" / "results" / f"cpu-{subject}.json"
+        script = ROOT / "benchmarks" / f"bench_{subject}.py"
+        session.run("pytest", str(script), f"--benchmark-json={out}", *session.posargs, env=PINNED)
 
 
 @nox.session(name="build")

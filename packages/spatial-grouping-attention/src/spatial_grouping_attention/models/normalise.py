@@ -38,8 +38,10 @@ class InstanceNorm(nn.Module):
     def forward(self, image: Tensor, valid: Tensor | None) -> Tensor:
         """Normalise (B, dim, *grid) over the places that are valid, (B, *grid) boolean; the others become 0."""
         if valid is None:
-            # The operator itself: its wrapper refuses grids of a single place, which here become the bias.
-            return torch.instance_norm(image, self.weight, self.bias, None, None, True, 0.0, EPS, True)
+            # Groups of one channel. torch 2.13's instance_norm has wrong gradients on CPUs for a single image where
+            # the gradient that comes in is laid out channels last. The operator itself: its wrapper refuses grids of
+            # a single place, which here become the bias.
+            return torch.group_norm(image.contiguous(), image.shape[1], self.weight, self.bias, EPS)
         axes = tuple(range(2, image.ndim))
         exact = image.to(torch.promote_types(image.dtype, torch.float32))
         real = valid.unsqueeze(1).to(exact.dtype)
