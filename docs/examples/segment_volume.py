@@ -64,14 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> Result:
 
 
 def run(options: argparse.Namespace, ledger: Ledger) -> Result:
-    """Plan, count, label."""
+    """Segment, if the network can."""
     settings = Settings.from_data(checkpoint.read(options.checkpoint, ("settings", "weights"))["settings"])
     if settings.task != "semantic":
         raise SettingsError(
             f"the task of {options.checkpoint} must be semantic; got {settings.task}: which parts in two blocks are "
             "one object does not follow from blocks. predict_segmentation.py finds objects in images that fit in memory"
         )
-    ledger.begin()
+    with ledger.held():
+        return segment(options, settings, ledger)
+
+
+def segment(options: argparse.Namespace, settings: Settings, ledger: Ledger) -> Result:
+    """Plan, count, label, into an output that is nobody else's."""
     source = open_source(options.image, ledger, settings)
     job = make_job(options, settings, source)
     ledger.require("begun", begun(job, source, hash_of(options.checkpoint)))

@@ -160,6 +160,13 @@ def test_complete_output_is_not_touched(files):
     assert not files.ledger.folder.exists()
 
 
+def test_two_programs_do_not_make_one_output(files):
+    ledger = Ledger(files.out)
+    with ledger.held(), pytest.raises(SystemExit, match=r"labels.ome.zarr is being made by another program now"):
+        main(files.arguments)
+    assert not files.out.exists()
+
+
 def test_worker_that_has_seen_another_network_of_that_name(files):
     main(files.arguments)
     before = files.labels

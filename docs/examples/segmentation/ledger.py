@@ -6,11 +6,13 @@ its name when it is complete. So whatever has that name is whole, and a run that
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,22 @@ class Ledger:
         self.labels = self.folder / "labels.zarr"
         self.marks = self.folder / "finished"
 
-    def begin(self) -> None:
-        """Make the folder, if there is none to go on with.
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder, if there is none to go on with, and keep others out until this is left, or killed.
 
         Raises:
-            LedgerError: the output is there already.
+            LedgerError: the output is there already, or another program is making it.
         """
+        self._begin()
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LedgerError(f"{self.out} is being made by another program now") from None
+            yield
+
+    def _begin(self) -> None:
         if self.out.exists():
             if self.folder.exists() and not self.labels.exists():
                 self.clear()  # killed when all was done
