@@ -151,13 +151,13 @@ def tests_attention(session: nox.Session) -> None:
 
 @nox.session(name="tests-pair")
 def tests_pair(session: nox.Session) -> None:
-    """RoSE's tests beside the other package, and the programs and code blocks of the documentation.
+    """RoSE's tests beside the other package, all code blocks and programs of pages, and the parts of the benchmarks.
 
     The attention package's own tests always run beside RoSE's wheel: see tests-attention.
     """
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
     install_peers(session)
-    run_tests(session, ROSE / "tests", ROOT / "docs")
+    run_tests(session, ROSE / "tests", ROOT / "docs", ROOT / "benchmarks")
 
 
 @nox.session(name="tests-slow")

@@ -3,9 +3,10 @@
     python benchmarks/volumes.py
     python benchmarks/volumes.py --whole 64 96 128 --blocks 64 128 --workers 1 --json volumes.json
 
-Every figure is of a process of its own. Seconds are wall-clock time of the prediction alone; memory is the largest sum
-over the process and all that it started of what is theirs (proportional set size), less that of the same program at
-work on 32^3 voxels. The network is nano with its first weights: neither depends on what it has learned.
+Every figure is of a process of its own and of all that it started: processor time, and the largest sum of what is
+theirs in memory (proportional set size), both less those of the same program at work on 32^3 voxels, which are mostly
+its start. Wall-clock time is that of the prediction alone. The network is nano with its first weights: nothing of this
+depends on what it has learned.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), sorted({SMALLEST, *options.blocks}))
         for way, sides in (("whole", options.whole), ("blocks", options.blocks)):
-            least = measure(way, SMALLEST, folder, options.workers)["bytes"] if sides else 0
+            least = measure(way, SMALLEST, folder, options.workers) if sides else {}
             for side in sides:
-                row = {"way": way, "side": side, **measure(way, side, folder, options.workers)}
-                row["bytes"] = max(row["bytes"] - least, 0)
-                rows.append(row)
+                found = measure(way, side, folder, options.workers)
+                more = {name: max(found[name] - least[name], 0) for name in ("processor", "bytes")}
+                rows.append({"way": way, "side": side, **found, **more})
+                row = rows[-1]
                 print(line(row), flush=True)
     # Only now: what describes the machine imports what no child should have.
     from probes import machine
@@ -62,7 +64,8 @@ def line(row: dict[str, Any]) -> str:
     """A row as people read it."""
     voxels = row["side"] ** 3
     return (
-        f"{row['way']:6} {row['side']:4}^3 {row['seconds']:8.2f} s {1e6 * row['seconds'] / voxels:6.2f} us/voxel "
+        f"{row['way']:6} {row['side']:4}^3 {row['processor']:8.2f} s {1e6 * row['processor'] / voxels:6.2f} us/voxel "
+        f"({row['seconds']:.2f} s on the clock) "
         f"{row['bytes'] / 2**20:7.0f} MiB {row['bytes'] / voxels:7.1f} bytes/voxel"
     )
 
@@ -75,17 +78,23 @@ def measure(way: str, side: int, folder: str, workers: int) -> dict[str, Any]:
         printed, _ = child.communicate()
     if child.returncode:
         raise RuntimeError(f"the program must succeed on {side}^3 voxels; it ended with {child.returncode}")
-    return {**json.loads(printed.splitlines()[-1]), "bytes": watch.peak}
+    return {**json.loads(printed.splitlines()[-1]), "processor": sum(watch.processor.values()), "bytes": watch.peak}
 
 
 class Watch(threading.Thread):
-    """Looks at the memory of a process and of all that it started, until it is left."""
+    """Looks at a process and at all that it started, until it is left.
+
+    Attributes:
+        peak: the most bytes at any moment.
+        processor: seconds by process.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.process = psutil.Process(pid)
         self.done = threading.Event()
         self.peak = 0
+        self.processor: dict[int, float] = {}
 
     def __enter__(self) -> Watch:
         self.start()
@@ -98,10 +107,10 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Look again and again."""
         while not self.done.wait(EVERY):
-            self.peak = max(self.peak, self.taken())
+            self.peak = max(self.peak, self.look())
 
-    def taken(self) -> int:
-        """Bytes at this moment; pages that several share are counted once."""
+    def look(self) -> int:
+        """Bytes at this moment, pages that several share counted once; notes the seconds."""
         total = 0
         try:
             family = [self.process, *self.process.children(recursive=True)]
@@ -110,6 +119,8 @@ class Watch(threading.Thread):
         for member in family:
             try:
                 total += member.memory_full_info().pss
+                times = member.cpu_times()
+                self.processor[member.pid] = times.user + times.system
             except psutil.Error:
                 continue  # it has ended since
         return total
@@ -145,14 +156,14 @@ def texture(start: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def whole(options: argparse.Namespace) -> dict[str, float]:
-    """All voxels shown to the network at once; the second of two times, without compiling."""
+    """All voxels shown to the network at once, after a small image for which kernels are compiled."""
     from spatial_grouping_attention.models import grouping_vit_nano
 
     torch.set_num_threads(1)
     network = grouping_vit_nano(3, 1, CLASSES, spacing=SPACING).eval()
-    image = torch.randn(1, 1, *(options.side,) * 3)
     with torch.inference_mode():
-        for _ in range(2):
+        for side in (SMALLEST, options.side):
+            image = torch.randn(1, 1, *(side,) * 3)
             start = time.perf_counter()
             network(image, SPACING).logits.argmax(1)
             seconds = time.perf_counter() - start
