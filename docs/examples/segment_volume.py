@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     ledger = Ledger(options.out)
     try:
         return run(options, ledger)
-    except (CheckpointError, ClusterError, FileError, LedgerError, SettingsError, OSError) as problem:
+    except (CheckpointError, LedgerError, SettingsError) as problem:
+        sys.exit(f"{Path(__file__).name}: {problem}")
+    except (ClusterError, FileError, OSError) as problem:
         sys.exit(f"{Path(__file__).name}: {explained(problem)}{how_far(ledger)}")
     except KeyboardInterrupt:
         print(f"{Path(__file__).name}: stopped{how_far(ledger)}", file=sys.stderr)
@@ -65,21 +67,31 @@ def main(arguments: Sequence[str] | None = None) -> Result:
 
 def run(options: argparse.Namespace, ledger: Ledger) -> Result:
     """Segment, if the network can."""
-    settings = Settings.from_data(checkpoint.read(options.checkpoint, ("settings", "weights"))["settings"])
+    settings_of(options.checkpoint)
+    with ledger.held() as identity:
+        return segment(options, ledger, identity)
+
+
+def settings_of(path: Path) -> Settings:
+    """Those of a checkpoint of a semantic network."""
+    settings = Settings.from_data(checkpoint.read(path, ("settings", "weights"))["settings"])
     if settings.task != "semantic":
         raise SettingsError(
-            f"the task of {options.checkpoint} must be semantic; got {settings.task}: which parts in two blocks are "
-            "one object does not follow from blocks. predict_segmentation.py finds objects in images that fit in memory"
+            f"the task of {path} must be semantic; got {settings.task}: which parts in two blocks are one object does "
+            "not follow from blocks. predict_segmentation.py finds objects in images that fit in memory"
         )
-    with ledger.held():
-        return segment(options, settings, ledger)
+    return settings
 
 
-def segment(options: argparse.Namespace, settings: Settings, ledger: Ledger) -> Result:
+def segment(options: argparse.Namespace, ledger: Ledger, identity: str) -> Result:
     """Plan, count, label, into an output that is nobody else's."""
+    # A training may go on and write a better network while blocks are labelled with this one.
+    network, is_new = ledger.copy("network.pt", options.checkpoint)
+    settings = settings_of(network)
     source = open_source(options.image, ledger, settings)
-    job = make_job(options, settings, source)
-    ledger.require("begun", begun(job, source, hash_of(options.checkpoint)))
+    job = make_job(options, settings, source, network, identity)
+    packed = hash_of(options.image) if is_compressed(options.image) else None
+    ledger.require("begun", begun(job, source, hash_of(network if is_new else options.checkpoint), packed))
     with connect(options.scheduler, options.workers, options.memory) as client:
         job = plan(client, job, source, ledger, options.memory, settings.num_classes)
         ledger.create(job.blocks, source.places, settings.num_classes)
@@ -106,7 +118,7 @@ def open_source(path: Path, ledger: Ledger, settings: Settings) -> Source:
     return source
 
 
-def make_job(options: argparse.Namespace, settings: Settings, source: Source) -> Job:
+def make_job(options: argparse.Namespace, settings: Settings, source: Source, network: Path, identity: str) -> Job:
     """What processes must know; blocks are of one tile yet."""
     spacing = options.spacing or source.layout.spacing or settings.given_spacing or settings.spacing
     if len(spacing) != settings.spatial_dims:
@@ -115,8 +127,8 @@ def make_job(options: argparse.Namespace, settings: Settings, source: Source) ->
     tile = tile_shape(size, spacing, largest_piece(settings.crop, options.largest))
     precision = settings.precision if options.device.startswith("cuda") else "float32"
     blocks = Blocks(size, tile, (1,) * len(size))
-    files = options.checkpoint.absolute(), source.path, options.out.absolute()
-    return Job(*files, blocks, tuple(spacing), precision, options.device, uuid.uuid4().hex)
+    files = network.absolute(), source.path, options.out.absolute()
+    return Job(*files, blocks, tuple(spacing), precision, options.device, identity, uuid.uuid4().hex)
 
 
 def plan(client: Client, job: Job, source: Source, ledger: Ledger, memory: int | None, classes: int) -> Job:

@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 from segment_volume import main
 from segmentation import checkpoint, cluster
 from segmentation.blocks import Blocks, tile_shape
-from segmentation.ledger import Ledger
+from segmentation.ledger import Ledger, LedgerError
 from segmentation.ome import Place, create_group
 from segmentation.prediction import Predictor, blend
 from segmentation.settings import Settings, build_network
@@ -157,6 +157,44 @@ def test_complete_output_is_not_touched(files):
     with pytest.raises(SystemExit, match=r"labels.ome.zarr is there already and complete"):
         main(files.arguments)
     assert {path: path.read_bytes() for path in files.out.rglob("*") if path.is_file()} == before
+    assert not files.ledger.folder.exists()
+
+
+def test_a_network_that_becomes_better_meanwhile(files, small_blocks, monkeypatch):
+    """Training goes on and writes its checkpoint; workers that come to it later must not see the new one."""
+    expected = files.expected(BLOCKS)
+    count = segment_volume.count
+
+    def count_while_somebody_trains(*arguments):
+        trained(files.checkpoint, weights=1)
+        return count(*arguments)
+
+    monkeypatch.setattr(segment_volume, "count", count_while_somebody_trains)
+    main(files.arguments)
+    assert np.array_equal(files.labels, expected)
+
+
+def test_work_for_an_output_that_is_no_longer_there(files, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(segment_volume, "label", lambda client, job, *_: jobs.append(job) or sys.exit("stopped"))
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="stopped"):
+            main(files.arguments)
+        files.ledger.folder.rename(files.ledger.folder.with_name(f"begun {len(jobs)}"))
+    files.ledger.folder.with_name("begun 2").rename(files.ledger.folder)
+    seen = segment_volume.Intensities.of(files.pixels[None])
+    with pytest.raises(LedgerError, match="must be the output that was begun"):
+        segment_volume.label_block(jobs[0], seen, 0)
+    assert not files.ledger.finished()
+    segment_volume.label_block(jobs[1]._replace(checkpoint=files.checkpoint), seen, 0)
+    assert files.ledger.finished() == {0}
+
+
+def test_killed_when_all_was_done(files):
+    main(files.arguments)
+    files.ledger.folder.mkdir()
+    with pytest.raises(SystemExit, match=r"labels.ome.zarr is there already and complete"):
+        main(files.arguments)
     assert not files.ledger.folder.exists()
 
 
@@ -318,6 +356,21 @@ def test_numbers_that_are_none_stop_the_first_pass(files):
     zarr.open_array(files.image / "0", mode="r+")[3, 4] = np.nan
     with pytest.raises(SystemExit, match="expected finite numbers; found 1 that are not"):
         main(files.arguments)
+
+
+def test_another_compressed_volume_of_that_name(tmp_path, scheduler, monkeypatch):
+    """What was unpacked of the first one is still there."""
+    trained(tmp_path / "best.pt", spatial_dims=3, spacing=(1.0, 1.0, 1.0), crop=(16, 16, 16))
+    arguments = [
+        "--checkpoint", str(tmp_path / "best.pt"), "--image", str(tmp_path / "image.nii.gz"), "--device", "cpu",
+        "--out", str(tmp_path / "labels.zarr"), "--scheduler", scheduler,
+    ]  # fmt: skip
+    monkeypatch.setattr(segment_volume, "label", lambda *_: sys.exit("stopped"))
+    for seed, message in ((0, "stopped"), (0, "stopped"), (1, "was begun otherwise .* contents of the image was")):
+        volume = np.random.default_rng(seed).normal(100, 10, (20, 20, 20)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "image.nii.gz")
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
 
 
 def test_compressed_volume_with_processes_of_its_own(tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from segmentation.augment import normalise
 from segmentation.blocks import Blocks, Row, grow, tile_shape
@@ -135,8 +135,9 @@ class TestTileShape:
         st.lists(st.integers(1, 300), min_size=2, max_size=3), st.lists(st.floats(0.1, 5), min_size=3, max_size=3),
         st.integers(1, 10**5),
     )  # fmt: skip
+    @example([1, 2], [1.0, 0.25, 1.0], 1)  # one axis would be shorter than a voxel, the other longer than the volume
     def test_tiles_are_not_larger_than_allowed(self, size, spacing, largest):
-        tile = tile_shape(size, spacing, largest)
+        tile = tile_shape(size, spacing[: len(size)], largest)
         assert math.prod(tile) <= largest
         assert all(1 <= t <= n for t, n in zip(tile, size, strict=True))
         assert tile == tuple(size) or math.prod(size) > largest

@@ -176,21 +176,21 @@ def tile_shape(size: Sequence[int], spacing: Sequence[float], largest: int) -> t
     """
     if math.prod(size) <= largest:
         return tuple(size)
-    fixed: dict[int, int] = {}
-    while True:
-        free = [axis for axis in range(len(size)) if axis not in fixed]
-        edge = (largest / math.prod(fixed.values()) * math.prod(spacing[axis] for axis in free)) ** (1 / len(free))
-        short = {axis: size[axis] for axis in free if size[axis] <= edge / spacing[axis]}
-        thin = {axis: 1 for axis in free if edge / spacing[axis] < 1}
-        if (not short and not thin) or len(short or thin) == len(free):
-            break
-        fixed |= short or thin
-    tile = [fixed.get(axis, 1) for axis in range(len(size))]
-    for axis in free:
-        length = max(1, math.floor(edge / spacing[axis] + 1e-6))
-        tile[axis] = length // ALIGNED * ALIGNED if length >= 2 * ALIGNED else length
+
+    def lengths(edge: float) -> list[float]:
+        return [min(max(edge / step, 1.0), float(n)) for step, n in zip(spacing, size, strict=True)]
+
+    # The longest edge, in physical units, with which there are not too many: they never become fewer as it grows.
+    low, high = min(spacing), max(n * step for n, step in zip(size, spacing, strict=True))
+    for _ in range(64):
+        edge = math.sqrt(low * high)
+        low, high = (edge, high) if math.prod(lengths(edge)) <= largest else (low, edge)
+    tile = [math.floor(length + 1e-9) for length in lengths(low)]
+    for axis, length in enumerate(tile):
+        if length < size[axis] and length >= 2 * ALIGNED:
+            tile[axis] = length // ALIGNED * ALIGNED
         number = Row(size[axis], tile[axis], 1).tiles
-        while tile[axis] > 2 * ALIGNED and Row(size[axis], tile[axis] - ALIGNED, 1).tiles == number:
+        while 2 * ALIGNED < tile[axis] < size[axis] and Row(size[axis], tile[axis] - ALIGNED, 1).tiles == number:
             tile[axis] -= ALIGNED
     return tuple(tile)
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import zarr
 
 from segmentation.blocks import Blocks
-from segmentation.checkpoint import replacing, sync_folder
+from segmentation.checkpoint import remove_leftovers, replacing, sync_folder
 from segmentation.ome import Place, create_group
 
 
@@ -48,27 +49,45 @@ class Ledger:
         self.marks = self.folder / "finished"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Iterator[str]:
         """Make the folder, if there is none to go on with, and keep others out until this is left, or killed.
+
+        Gives a word of its own for every output that is begun, which :meth:`require_identity` compares.
 
         Raises:
             LedgerError: the output is there already, or another program is making it.
         """
-        self._begin()
-        with (self.folder / "lock").open("w") as lock:
+        complete = LedgerError(f"{self.out} is there already and complete: another --out, or remove it")
+        taken = LedgerError(f"{self.out} is being made by another program now")
+        if self.out.exists() and not self.folder.exists():
+            raise complete
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (self.folder / "lock").open("w")
+        except FileNotFoundError:  # the other program has just completed it
+            raise taken from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise LedgerError(f"{self.out} is being made by another program now") from None
-            yield
+                raise taken from None
+            if self.out.exists():
+                if not self.labels.exists():
+                    self.clear()  # killed when all was done
+                raise complete
+            self.marks.mkdir(exist_ok=True)
+            identity: str = self.kept("identity", lambda: uuid.uuid4().hex)
+            yield identity
 
-    def _begin(self) -> None:
-        if self.out.exists():
-            if self.folder.exists() and not self.labels.exists():
-                self.clear()  # killed when all was done
-            raise LedgerError(f"{self.out} is there already and complete: another --out, or remove it")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.marks.mkdir(exist_ok=True)
+    def copy(self, name: str, source: Path) -> tuple[Path, bool]:
+        """A file as it was when the output was begun, whatever becomes of the original; and whether it is made now."""
+        target = self.folder / name
+        if target.exists():
+            return target, False
+        remove_leftovers(target)
+        with replacing(target) as file, source.open("rb") as original:
+            shutil.copyfileobj(original, file, 2**20)
+        return target, True
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Plain data under a name: that of an earlier run, or what is made now."""
@@ -112,7 +131,10 @@ class Ledger:
             shards=shards,
             fill_value=0,
         )
+        for path in partial.rglob("*.json"):
+            _sync(path, partial)
         os.replace(partial, self.labels)
+        sync_folder(self.folder)
 
     def open(self) -> zarr.Array:
         """The output, to write into."""
@@ -122,15 +144,28 @@ class Ledger:
         """Numbers of the blocks whose labels are on the disk."""
         return {int(entry.name) for entry in os.scandir(self.marks)}
 
-    def finish(self, number: int, place: Sequence[int]) -> None:
-        """Mark a block, once its labels are on the disk also if the power fails."""
+    def finish(self, number: int, place: Sequence[int], identity: str) -> None:
+        """Mark a block, once its labels are on the disk also if the power fails.
+
+        Raises:
+            LedgerError: the output that the block was for is no longer there.
+        """
         array = self.open()
         written = self.labels / "0" / array.metadata.encode_chunk_key(tuple(place))
         if written.exists():  # there is none where all labels are 0
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
-            sync_folder(written.parent)
+            _sync(written, self.labels)
+        self.require_identity(identity)
         (self.marks / str(number)).touch()
+
+    def require_identity(self, identity: str) -> None:
+        """Whether the output is still that which was begun: a worker may outlive its program.
+
+        Raises:
+            LedgerError: it is not.
+        """
+        path = self.folder / "identity.json"
+        if not path.exists() or json.loads(path.read_text()) != identity:
+            raise LedgerError(f"{self.out} must be the output that was begun; another one is there, or none")
 
     def complete(self) -> None:
         """Give the output its name, and remove everything else."""
@@ -138,11 +173,21 @@ class Ledger:
             leftover.unlink()
         os.replace(self.labels, self.out)
         sync_folder(self.out.parent)
-        self.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)  # whatever stays does no harm
 
     def clear(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder)
+
+
+def _sync(path: Path, top: Path) -> None:
+    """Bring a file to the disk, and the folders that lead to it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    for folder in path.parents:
+        sync_folder(folder)
+        if folder == top:
+            return
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -36,6 +36,8 @@ class Job(NamedTuple):
     spacing: tuple[float, ...]
     precision: str
     device: str
+    output: str
+    """Which one it is, of those that were begun under its name."""
     run: str
     """A word of its own for every run: files may have changed since a worker has seen them in another one."""
 
@@ -91,8 +93,9 @@ def label_block(job: Job, intensities: Intensities, number: int) -> int:
             return predictor.logits(intensities.apply(region[(slice(None), *part)]), job.spacing)
 
         labels = blend(look, block)
+        ledger.require_identity(job.output)
         ledger.open()[block.owned] = labels
-    ledger.finish(number, job.blocks.place(number))
+    ledger.finish(number, job.blocks.place(number), job.output)
     return labels.size
 
 
@@ -144,12 +147,12 @@ def bytes_of_chunk(source: Source) -> int:
     return math.prod(source.chunks) * source.shape[0] * source.dtype.itemsize
 
 
-def begun(job: Job, source: Source, checkpoint_hash: str) -> dict[str, Any]:
-    """What must be the same when a run goes on."""
+def begun(job: Job, source: Source, checkpoint_hash: str, packed_hash: str | None) -> dict[str, Any]:
+    """What must be the same when a run goes on; a packed image is known by its file, and not by what was unpacked."""
     return {
         "checkpoint": checkpoint_hash,
         "image": {"shape": source.shape, "type": str(source.dtype)},
-        "contents of the image": source.sample(),
+        "contents of the image": source.sample() if packed_hash is None else packed_hash,
         "spacing": job.spacing,
         "precision": job.precision,
         "tile": job.blocks.tile,

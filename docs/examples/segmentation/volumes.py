@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from segmentation.axes import Axis, FileError, Layout, describe, layout
 from segmentation.blocks import Window
-from segmentation.checkpoint import replacing
+from segmentation.checkpoint import remove_leftovers, replacing
 from segmentation.formats import checked_format, suffix_of
 from segmentation.ome import Place, open_zarr
 from segmentation.readers import open_nifti
@@ -179,8 +180,9 @@ def unpack(path: Path, target: Path) -> None:
     if target.exists():
         return
     checked_format(path)
+    remove_leftovers(target)
     with replacing(target) as file, gzip.open(path) as packed:
         try:
             shutil.copyfileobj(packed, file, 2**20)
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise FileError.of(path, "a complete NIfTI file", f"what cannot be read ({error})") from error
