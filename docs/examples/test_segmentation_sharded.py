@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import resource
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from segmentation import sharded
 from segmentation.checkpoint import CheckpointError
+from segmentation.processes import Processes
 
 pytestmark = pytest.mark.training
 
@@ -98,6 +100,34 @@ def test_full_disk_leaves_the_old_one(folder, limit):
             sharded.save(folder, state(2), more)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(folder) == ["00000000"]
+    assert is_whole(folder, 1)
+
+
+def test_old_one_that_cannot_be_removed_is_no_error_and_does_not_count(folder, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refused)
+        saved(folder, 2)
+    assert names(folder) == ["00000000", "00000001"]
+    assert is_whole(folder, 2)
+    saved(folder, 3)
+    assert names(folder) == ["00000002"]
+
+
+class Apart(Processes):
+    """The first of two, of which the other writes into a folder of the same name on a machine of its own."""
+
+    def gather(self, value):
+        return [value, {"__1_0.distcp": "its checksum"}] if isinstance(value, dict) else [value, None]
+
+
+def test_folder_that_not_all_processes_see(folder):
+    wanted = "last: --out must be one folder that all processes see; of their files, missing: __1_0.distcp; the check"
+    with pytest.raises(CheckpointError, match=wanted):
+        sharded.save(folder, state(2), {}, Apart())
     assert names(folder) == ["00000000"]
     assert is_whole(folder, 1)
 

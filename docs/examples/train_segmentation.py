@@ -28,7 +28,7 @@ from segmentation.options import chosen, parse
 from segmentation.pairs import Sample, find_pairs, load_samples, split
 from segmentation.pictures import draw
 from segmentation.prediction import Predictor, largest_piece
-from segmentation.processes import ProcessError, Processes, is_loss_of_another, restarts, started
+from segmentation.processes import ProcessError, Processes, is_loss_of_another, is_of_all, restarts, run_name, started
 from segmentation.readers import spatial_dims_of
 from segmentation.records import Records
 from segmentation.settings import TASKS, Settings, SettingsError, build_network, complete, differences
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         try:
             history = run(options, processes)
         except (OSError, TypeError, ValueError, ProcessError) as problem:
-            processes.exit(f"{PROGRAM}: {problem}")
+            end = processes.exit if is_of_all(problem) else processes.abandon
+            end(f"{PROGRAM}: {problem}")
         except RuntimeError as problem:
             if not is_loss_of_another(problem):
                 raise
@@ -66,14 +67,15 @@ def run(options: argparse.Namespace, processes: Processes) -> list[dict[str, Any
     """Read, train, and leave files; returns a row of numbers per epoch."""
     with processes.together():
         settings, work, kept = prepare(options, processes)
-    require_same_view(settings, work.files, processes)
+    with processes.together():
+        require_same_view(settings, work, kept, processes)
     torch.manual_seed(settings.seed)
     network = build_network(settings, options.checkpoint_activations)
     criterion = CRITERIA[settings.task]
     training = Training(network, criterion, settings, options.device, processes, options.parallel)
     if kept is not None:
         tensors = training.tensors()
-        sharded.load(kept.path, tensors)
+        sharded.load(kept.path, tensors, processes)
         training.load_state_dict(kept.rest["training"], tensors)
     if processes.is_first:
         describe(training, work.files)
@@ -129,26 +131,30 @@ def prepare(options: argparse.Namespace, processes: Processes) -> tuple[Settings
 def take_up(options: argparse.Namespace) -> Kept | None:
     """The checkpoint to go on from; None to begin."""
     last = options.out / LAST
-    exists = sharded.latest(last) is not None
-    if not options.resume and not (exists and restarts()):
-        if exists:
-            raise CheckpointError(f"{last} is there already: --resume goes on with it, another --out begins anew")
+    if sharded.latest(last) is None and not options.resume:
         return None
-    path, rest = sharded.read(last, ("settings", "files", "training"))
+    already = CheckpointError(f"{last} is there already: --resume goes on with it, another --out begins anew")
+    # What torchrun starts again goes on by itself, but not with what it was refused the first time.
+    if not (options.resume or (restarts() and run_name())):
+        raise already
+    path, rest = sharded.read(last, ("settings", "files", "training", "run"))
+    if not options.resume and rest["run"] != run_name():
+        raise already
     wrong = differences(Settings.from_data(rest["settings"]), chosen(options))
     if wrong:
         raise CheckpointError(f"{last} cannot be gone on with otherwise than it was begun: {'; '.join(wrong)}")
     return Kept(path, rest)
 
 
-def require_same_view(settings: Settings, files: dict[str, list[str]], processes: Processes) -> None:
-    """Processes of several machines must find the same files and options."""
-    views = processes.gather((settings, files))
+def require_same_view(settings: Settings, work: Work, kept: Kept | None, processes: Processes) -> None:
+    """Processes of several machines must find the same files, options and checkpoint."""
+    options, name = work.options, None if kept is None else kept.path.name
+    views = processes.gather((settings, work.files, name, options.parallel, options.checkpoint_activations))
     others = [rank for rank, view in enumerate(views) if view != views[0]]
     if others:
         raise SettingsError(
-            f"data and options must be those of process 0 in all processes; got others in {others}: do their machines "
-            "see the same folders?"
+            "data, options and checkpoint must be those of process 0 in all processes; got others in "
+            f"{others}: do their machines see the same folders?"
         )
 
 
@@ -250,7 +256,12 @@ def best_epoch(history: Sequence[Mapping[str, Any]], score: str) -> int:
 
 def save(last: Path, training: Training, files: dict[str, list[str]]) -> None:
     """Write the checkpoint to go on from."""
-    rest = {"settings": training.settings.as_data(), "files": files, "training": training.state_dict()}
+    rest = {
+        "settings": training.settings.as_data(),
+        "files": files,
+        "training": training.state_dict(),
+        "run": run_name(),
+    }
     sharded.save(last, training.tensors(), rest, training.processes)
 
 

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +20,11 @@ T = TypeVar("T")
 
 class ProcessError(RuntimeError):
     """Another process cannot go on; the message is its own."""
+
+
+def is_of_all(problem: Exception) -> bool:
+    """Whether all processes have left something with an error, this one with this; see :meth:`Processes.together`."""
+    return isinstance(problem, ProcessError) or getattr(problem, "_is_of_all", False)
 
 
 def is_loss_of_another(problem: RuntimeError) -> bool:
@@ -103,6 +108,7 @@ class Processes:
             problem = error
         messages = self.gather(None if problem is None else str(problem))
         if problem is not None:
+            problem._is_of_all = True  # type: ignore[attr-defined]
             raise problem
         for message in messages:
             if message is not None:
@@ -114,8 +120,17 @@ class Processes:
             sys.exit(message)
         if self.is_first:
             print(message, file=sys.stderr, flush=True)
-        dist.barrier()  # who ends sooner has torchrun end the others, which may be before they have said why
+        with suppress(RuntimeError):  # of one that had something else to end for
+            dist.barrier()  # who ends sooner has torchrun end the others, which may be before they have said why
         sys.exit(1)
+
+    def abandon(self, message: str) -> NoReturn:
+        """End the program in this process (local); the others, which may wait for it, notice that it is gone."""
+        if self.size == 1:
+            sys.exit(message)
+        print(message, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # to end in order is to part from the others, and they are not there
 
 
 ALONE = Processes()
@@ -152,6 +167,12 @@ def local_rank() -> int:
 def restarts() -> int:
     """How often torchrun has started this process in place of one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def run_name() -> str | None:
+    """What torchrun calls all starts of one command; None where it was given no name, or there is no torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -87,7 +87,8 @@ def save(folder: Path, tensors: dict[str, Any], rest: dict[str, Any], processes:
         if processes.is_first and temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         state = "there is no checkpoint yet" if latest(folder) is None else "the checkpoint that was there is unchanged"
-        raise CheckpointError(f"cannot write {folder}: {_reason(problem)}; {state}") from problem
+        with processes.together():  # all of them are here
+            raise CheckpointError(f"cannot write {folder}: {_reason(problem)}; {state}") from problem
 
 
 def read(folder: Path, entries: Collection[str]) -> tuple[Path, dict[str, Any]]:
@@ -116,29 +117,32 @@ def read(folder: Path, entries: Collection[str]) -> tuple[Path, dict[str, Any]]:
     return path, checkpoint.read(path / REST, entries)
 
 
-def load(path: Path, tensors: dict[str, Any]) -> None:
+def load(path: Path, tensors: dict[str, Any], processes: Processes = ALONE) -> None:
     """Fill tensors with those of a checkpoint; all processes must call it.
 
     Args:
         path: from :func:`read`.
         tensors: as they were saved, in any other parts.
+        processes: that take part, all of them.
 
     Raises:
         CheckpointError: names or shapes are others, or there is something else than tensors.
     """
     reader = _Reader(path)
-    try:
-        reader.read_metadata()
-    except (pickle.UnpicklingError, AttributeError) as problem:
-        raise CheckpointError(f"{path} must hold tensors and nothing else; {problem}") from problem
-    try:
-        with _single_process_is_meant():
-            dcp.load(tensors, storage_reader=reader)
-    except CheckpointException as problem:
-        raise CheckpointError(
-            f"{path} must hold the weights of the network that its settings describe; another version of "
-            f"spatial-grouping-attention has written it, for it holds others:\n{_reason(problem)}"
-        ) from problem
+    with processes.together():
+        try:
+            reader.read_metadata()
+        except (pickle.UnpicklingError, AttributeError) as problem:
+            raise CheckpointError(f"{path} must hold tensors and nothing else; {problem}") from problem
+    with processes.together():
+        try:
+            with _single_process_is_meant():
+                dcp.load(tensors, storage_reader=reader)
+        except CheckpointException as problem:
+            raise CheckpointError(
+                f"{path} must hold the weights of the network that its settings describe; another version of "
+                f"spatial-grouping-attention has written it, for it holds others:\n{_reason(problem)}"
+            ) from problem
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -159,6 +163,11 @@ def _begin(folder: Path) -> Path:
 
 def _complete(folder: Path, temporary: Path, rest: dict[str, Any], sums: dict[str, str]) -> None:
     """Write what the first process alone has to write, give the folder its name, and remove the one before."""
+    missing = [name for name in sorted(sums) if not (temporary / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"--out must be one folder that all processes see; of their files, missing: {', '.join(missing)}"
+        )
     before = _checkpoints(folder)
     checkpoint.write(temporary / REST, rest)
     sums = sums | {name: _checksum(temporary / name) for name in (METADATA, REST)}
@@ -167,7 +176,7 @@ def _complete(folder: Path, temporary: Path, rest: dict[str, Any], sums: dict[st
     temporary.rename(folder / temporary.stem[1:])
     sync_folder(folder)
     for path in before:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # what stays counts no more, and the next time removes it
 
 
 def _checksum(path: Path) -> str:
