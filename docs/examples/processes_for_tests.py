@@ -5,11 +5,14 @@
 Starting processes takes longer than all that they do, so they are started once.
 """
 
+import errno
 import functools
 import json
+import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,6 +31,7 @@ from segmentation.losses import CRITERIA
 from segmentation.pairs import Sample
 from segmentation.prediction import Predictor
 from segmentation.processes import ProcessError, Processes, started
+from segmentation.records import Records
 from segmentation.settings import Settings, build_network
 from segmentation.stopping import Stopped, StopRequest
 from segmentation.validation import validate
@@ -250,12 +254,48 @@ def killed(processes: Processes, arguments: list[str]) -> None:
     train_segmentation.main(arguments)
 
 
+def without_room(rank: int, port: int, said: Path, arguments: list[str]) -> None:
+    """The program in one of two processes, of which the first has no room for the numbers of a step."""
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC")]:
+        del os.environ[name]
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with said.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Records.step = full  # type: ignore[method-assign]
+    train_segmentation.main(arguments)
+
+
+def one_with_an_error(folder: Path, arguments: list[str]) -> list[tuple[int | None, str]]:
+    """How two other processes end, and what they say; nobody else ends them. They fork, before there are threads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = [folder / f"said-{rank}.txt" for rank in range(2)]
+    arguments = [*arguments, "--parallel", "ddp", "--out", str(folder / "full")]
+    fork = multiprocessing.get_context("fork").Process
+    both = [fork(target=without_room, args=(rank, port, said[rank], arguments)) for rank in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    ends = [each.exitcode for each in both]
+    for each in both:
+        each.kill()
+    return [(end, file.read_text()) for end, file in zip(ends, said, strict=True)]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     arguments = json.loads((folder / "arguments.json").read_text())
+    ends = one_with_an_error(folder, arguments) if os.environ["RANK"] == "0" else None
     with started(CPU) as processes:
         programs(processes, folder, arguments)
-        found: dict[str, Any] = {"random": processes.gather(random_numbers(processes))}
+        found: dict[str, Any] = {"random": processes.gather(random_numbers(processes)), "one with an error": ends}
         for way in WAYS:
             found[way] = {
                 "trained": [trained(processes, way, *case) for case in EQUALS],
