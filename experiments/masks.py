@@ -11,7 +11,7 @@ from images import Picture, axons, crops, nuclei
 from networks import NETWORKS, size_of
 from runs import Run
 from scores import of_classes, of_objects, of_segments
-from shapes import EXTENT, FAMILIES, picture
+from shapes import EXTENT, FAMILIES, batch, picture
 from training import Batch, train
 
 MADE = ("colours", "forms", "bars", "rings", "touching cells")
@@ -34,15 +34,9 @@ def do(run: Run, data: Path | None) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     network = NETWORKS[run.method](2, spacing)
     size = size_of(network, (1, SIDE, SIDE), spacing)
-    if seen is None:
 
-        def draw(rng: np.random.Generator) -> Batch:
-            drawn = [picture(run.data, rng) for _ in range(NUMBER)]
-            return Batch(torch.stack([p.image for p in drawn]), torch.stack([p.labels for p in drawn]), spacing)
-    else:
-
-        def draw(rng: np.random.Generator) -> Batch:
-            return crops(seen, SIDE, NUMBER, rng)
+    def draw(rng: np.random.Generator) -> Batch:
+        return batch(run.data, rng, NUMBER) if seen is None else crops(seen, SIDE, NUMBER, rng)
 
     seconds = train(network, draw, run.steps, run.seed)
     scores = of_classes(network, unseen)

@@ -9,6 +9,7 @@ import torch
 from images import Picture
 from numpy.random import Generator
 from skimage.measure import label
+from training import Batch
 
 NOISE = 0.5  # standard deviation, where things are 1 brighter or darker than what is around them
 EXTENT = 96.0  # of an image along both axes, in physical units
@@ -26,6 +27,12 @@ def picture(family: str, rng: Generator, spacing: float = 1.0) -> Picture:
     tensor = torch.from_numpy(image.astype(np.float32))[None]
     objects = label(classes == 1).astype(np.int32) if family == "touching cells" else None
     return Picture(family, tensor, torch.from_numpy(classes.astype(np.int64)), (spacing, spacing), objects)
+
+
+def batch(family: str, rng: Generator, number: int, spacing: float = 1.0) -> Batch:
+    """So many images of one spacing, to train on."""
+    drawn = [picture(family, rng, spacing) for _ in range(number)]
+    return Batch(torch.stack([p.image for p in drawn]), torch.stack([p.labels for p in drawn]), drawn[0].spacing)
 
 
 def colours(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:

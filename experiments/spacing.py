@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from images import Picture, averaged, axons, crops, hippocampus
 from positions import POSITIONS
 from runs import Run
 from scores import mean_iou
-from shapes import picture
+from shapes import batch, picture
 from training import Batch, train
 
 STEPS = 500
@@ -27,30 +28,36 @@ def runs(steps: int = STEPS) -> list[Run]:
 
 def do(run: Run, data: Path | None) -> dict[str, Any]:
     """Train at the spacings of training; score at every other, as it is and resampled."""
-    seen, tested, side, number = SETS_OF[run.data.split(",")[0]](run.data, data)
-    dims = len(side)
-    spacing = seen[0][0].spacing if seen else (1.0, 1.0)
+    material = SETS_OF[run.data.split(",")[0]](run.data, data)
     torch.manual_seed(run.seed)
-    network = POSITIONS[run.method](dims, spacing)
-
-    def draw(rng: np.random.Generator) -> Batch:
-        if not seen:
-            at = float(rng.choice(SPACINGS)) if run.data.endswith("mixed") else 1.0
-            drawn = [picture("radii", rng, at) for _ in range(number)]
-            return Batch(
-                torch.stack([p.image for p in drawn]), torch.stack([p.labels for p in drawn]), drawn[0].spacing
-            )
-        return crops(seen[int(rng.integers(len(seen)))], side[0], number, rng)
-
-    seconds = train(network, draw, run.steps, run.seed)
+    network = POSITIONS[run.method](len(material.side), material.spacing)
+    seconds = train(network, material.draw, run.steps, run.seed)
     scores = {}
-    for name, pictures in tested.items():
+    for name, pictures in material.tested.items():
         scores[name] = mean_iou(network, pictures)
-        scores[f"{name}, resampled"] = mean_iou(network, pictures, spacing)
+        scores[f"{name}, resampled"] = mean_iou(network, pictures, material.spacing)
     return {"scores": scores, "seconds per step": seconds}
 
 
-Material = tuple[list[list[Picture]], dict[str, list[Picture]], tuple[int, ...], int]
+class Material(NamedTuple):
+    """What is trained on and tested."""
+
+    draw: Callable[[np.random.Generator], Batch]
+    """Crops of one of the spacings of training."""
+    tested: dict[str, list[Picture]]
+    side: tuple[int, ...]
+    """Of the crops."""
+    spacing: tuple[float, ...]
+    """What positions are scaled on, and tested images are resampled to."""
+
+
+def _of_crops(
+    seen: list[list[Picture]], tested: dict[str, list[Picture]], side: tuple[int, ...], number: int
+) -> Material:
+    """Pictures of every spacing of training in turn, by chance."""
+    return Material(
+        lambda rng: crops(seen[int(rng.integers(len(seen)))], side[0], number, rng), tested, side, seen[0][0].spacing
+    )
 
 
 def _radii(name: str, data: Path | None) -> Material:
@@ -58,7 +65,8 @@ def _radii(name: str, data: Path | None) -> Material:
     for at in SPACINGS:
         rng = np.random.default_rng(10**6)  # the same scenes at every spacing
         tested[f"spacing {at:g}"] = [picture("radii", rng, at) for _ in range(12)]
-    return [], tested, (96, 96), 4
+    at_training = SPACINGS if name.endswith("mixed") else (1.0,)
+    return Material(lambda rng: batch("radii", rng, 4, float(rng.choice(at_training))), tested, (96, 96), (1.0, 1.0))
 
 
 def _axons(name: str, data: Path | None) -> Material:
@@ -71,7 +79,7 @@ def _axons(name: str, data: Path | None) -> Material:
             seen.setdefault("0.1", []).append(p)
         else:
             tested.setdefault(f"{p.name}, {p.spacing[0]:g} um", []).append(_middle(p, 768))
-    return list(seen.values()), tested, (96, 96), 4
+    return _of_crops(list(seen.values()), tested, (96, 96), 4)
 
 
 def _hippocampus(name: str, data: Path | None) -> Material:
@@ -82,7 +90,7 @@ def _hippocampus(name: str, data: Path | None) -> Material:
     unseen = pictures[::4]
     kinds = SLICES if name.endswith("mixed") else (1,)
     tested = {f"{n} mm": [averaged(p, n, 0) for p in unseen] for n in SLICES}
-    return [[averaged(p, n, 0) for p in seen] for n in kinds], tested, (32, 32, 32), 2
+    return _of_crops([[averaged(p, n, 0) for p in seen] for n in kinds], tested, (32, 32, 32), 2)
 
 
 def _middle(picture: Picture, most: int) -> Picture:
