@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from process_groups import process_group
 from RoSE import MultiResolutionBlock, RoSEMultiHeadAttention, RotarySpatialEmbedding
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -110,30 +111,29 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None
 def train_in_ranks(rank: int, folder: str) -> None:
     """Train sharded in every way, two steps, and two with a stop between them; rank 0 saves what came of it."""
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    came: dict[str, dict[str, State]] = {}
-    for name, (mixed, shard) in WAYS.items():
-        mine = [batch(step).tensor_split(RANKS)[rank].to(torch.float32 if mixed else torch.bfloat16) for step in (0, 1)]
-        model = shard(half_if_pure(Model(), mixed))
-        optimizer = optimiser(model)
-        states: list[State] = []
-        for x in mine:
-            states.append(whole(model, optimizer))
-            train(model, optimizer, x)
-        states.append(whole(model, optimizer))
-        resumed = shard(half_if_pure(Model(seed=1), mixed))
-        again = optimiser(resumed)
-        set_state_dict(
-            resumed, again, model_state_dict=states[1]["model"], optim_state_dict=states[1]["optim"], options=WHOLE
-        )
-        train(resumed, again, mine[1])
-        came[name] = {
-            "first": states[0]["model"], "last": states[2]["model"], "resumed": whole(resumed, again)["model"],
-        }  # fmt: skip
+    with process_group(dist.FileStore(f"{folder}/store", RANKS), rank, RANKS):
+        came = {name: trained(rank, *way) for name, way in WAYS.items()}
     if rank == 0:
         torch.save(came, Path(folder) / "came.pt")
-    dist.destroy_process_group()
+
+
+def trained(rank: int, mixed: bool, shard: Callable[[nn.Module], nn.Module]) -> dict[str, State]:
+    """The whole state before two steps, after them, and after a stop between them."""
+    mine = [batch(step).tensor_split(RANKS)[rank].to(torch.float32 if mixed else torch.bfloat16) for step in (0, 1)]
+    model = shard(half_if_pure(Model(), mixed))
+    optimizer = optimiser(model)
+    states: list[State] = []
+    for x in mine:
+        states.append(whole(model, optimizer))
+        train(model, optimizer, x)
+    states.append(whole(model, optimizer))
+    resumed = shard(half_if_pure(Model(seed=1), mixed))
+    again = optimiser(resumed)
+    set_state_dict(
+        resumed, again, model_state_dict=states[1]["model"], optim_state_dict=states[1]["optim"], options=WHOLE
+    )
+    train(resumed, again, mine[1])
+    return {"first": states[0]["model"], "last": states[2]["model"], "resumed": whole(resumed, again)["model"]}
 
 
 def whole(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:

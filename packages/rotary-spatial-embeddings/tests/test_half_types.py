@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from process_groups import process_group
 from RoSE import (
     Grid,
     MultiResolutionBlock,
@@ -206,9 +207,8 @@ def test_half_positions_of_numpy_are_refused() -> None:
 
 @pytest.fixture
 def _process_group() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
+    with process_group():
+        yield
 
 
 class Model(nn.Module):

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from RoSE import (
     RoSEMultiHeadCrossAttention,
     RotarySpatialEmbedding,
 )
+from process_groups import process_group
 from rose_cases import Case, cases, formula_scores
 
 
@@ -159,18 +161,19 @@ def test_every_parameter_gets_a_gradient_as_ddp_demands(make) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch's gloo backend")
+def train_in_parallel(make: Callable[[], torch.nn.Module]) -> None:
+    module = make()
+    if not any(p.requires_grad for p in module.parameters()):
+        return
+    parallel = torch.nn.parallel.DistributedDataParallel(module)
+    for _ in range(2):  # an unused parameter is reported by the second forward
+        parallel(torch.randn(2, 6, 32), 0.5, (2, 3)).square().sum().backward()
+
+
 def test_distributed_data_parallel_trains_without_searching_for_unused_parameters() -> None:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
+    with process_group():
         for make in MODULES:
-            module = make()
-            if not any(p.requires_grad for p in module.parameters()):
-                continue
-            parallel = torch.nn.parallel.DistributedDataParallel(module)
-            for _ in range(2):  # an unused parameter is reported by the second forward
-                parallel(torch.randn(2, 6, 32), 0.5, (2, 3)).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+            train_in_parallel(make)
 
 
 @pytest.mark.parametrize("make", MODULES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -291,6 +292,7 @@ def step_in_rank(rank: int, folder: str) -> None:
     came = {(kind, way): stepped(SHARDED[way](sharded_model(kind)), x) for kind in KINDS for way in SHARDED}
     if rank == 0:
         torch.save(came, f"{folder}/came.pt")
+    gc.collect()  # where a module is the last hold on the group, its threads and this one can wait for each other
     torch.distributed.destroy_process_group()
 
 
