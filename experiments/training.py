@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import Generator
+from RoSE import frequency_groups
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -36,8 +37,12 @@ def train(network: nn.Module, draw: Callable[[Generator], Batch], steps: int, se
         seed: of the crops: methods with the same seed see the same ones.
     """
     rng = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    waves = frequency_groups(network, LEARNING_RATE)
+    grouped = {id(p) for group in waves for p in group["params"]}
+    weights = [p for p in network.parameters() if id(p) not in grouped]
+    optimiser = torch.optim.AdamW([{"params": weights}, *waves], LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    schedule = OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.1)
     network.train()
     seconds = []
     for _ in range(steps):
@@ -46,7 +51,7 @@ def train(network: nn.Module, draw: Callable[[Generator], Batch], steps: int, se
         loss = F.cross_entropy(network(batch.images, batch.spacing), batch.labels)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        nn.utils.clip_grad_norm_(weights, CLIP)
         optimiser.step()
         schedule.step()
         seconds.append(time.process_time() - start)

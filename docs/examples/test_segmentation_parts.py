@@ -68,13 +68,22 @@ class TestLosses:
 class TestOptimiser:
     def test_decay_is_for_matrices_alone(self):
         network = build_network(SETTINGS)
-        decayed, kept = (set(map(id, group["params"])) for group in parameter_groups(network, 0.1))
-        assert not decayed & kept
-        assert len(decayed | kept) == len(list(network.parameters()))
+        groups = parameter_groups(network, 1e-3, 0.1)
+        assert [group["weight_decay"] for group in groups] == [0.1] + [0.0] * (len(groups) - 1)
+        decayed, *kept = (set(map(id, group["params"])) for group in groups)
+        assert len(decayed) + sum(map(len, kept)) == len(decayed.union(*kept)) == len(list(network.parameters()))
         for name, parameter in network.named_parameters():
             last = name.rpartition(".")[2]
             assert (id(parameter) in decayed) == (last == "weight" and "norm" not in name), name
-            assert last in ("weight", "bias", *NEVER_DECAYED), f"{name}: does it decay?"
+            assert last in ("weight", "bias", "freqs", *NEVER_DECAYED), f"{name}: does it decay?"
+
+    def test_wave_vectors_have_rates_of_their_own(self):
+        network = build_network(SETTINGS)
+        _, _, *waves = parameter_groups(network, 1e-3, 0.1)
+        freqs = {id(p) for name, p in network.named_parameters() if name.endswith("freqs")}
+        assert {id(p) for group in waves for p in group["params"]} == freqs
+        assert len(freqs) > 1
+        assert len({group["lr"] for group in waves}) > 1
 
     def test_rate_rises_then_falls_to_nothing(self):
         optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.5)

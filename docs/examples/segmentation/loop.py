@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from RoSE import frequency_groups
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -31,7 +32,7 @@ from segmentation.sharing import gathered, replicate, shard
 Batch = dict[str, Tensor]
 
 # Matrices by their shape, and not to be pulled to zero for all that.
-NEVER_DECAYED = ("freqs", "raw_compactness", "log_temperature")
+NEVER_DECAYED = ("raw_compactness", "log_temperature")  # beside wave vectors
 
 
 class DivergenceError(RuntimeError):
@@ -92,7 +93,7 @@ class Training:
             self._whole = copy.deepcopy(self.network)
             for each in (self.network, self.average.module):
                 shard(each, device, processes)
-        groups = parameter_groups(self.network, settings.weight_decay)
+        groups = parameter_groups(self.network, settings.learning_rate, settings.weight_decay)
         self.optimiser = AdamW(groups, settings.learning_rate)
         self.schedule = warm_up_and_cosine(self.optimiser, settings.epochs * settings.steps, settings.warmup)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -166,8 +167,11 @@ class Training:
         self.optimiser.zero_grad()
         self.scaler.scale(losses["total"]).backward()
         self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # Gradients of wave vectors are in units of length: in nanometres the norm would be theirs alone.
+        decayed, kept, *waves = (group["params"] for group in self.optimiser.param_groups)
+        of_weights = nn.utils.clip_grad_norm_([*decayed, *kept], self.settings.clip)
+        of_waves = nn.utils.get_total_norm([p.grad for group in waves for p in group if p.grad is not None])
+        norm = _whole(of_weights) + _whole(of_waves)
         if not self.scaler.is_enabled():  # the scaler itself looks for what is too large, and leaves the step out
             self._require_finite("norm of the gradient", norm, batch)
         self.scaler.step(self.optimiser)
@@ -223,24 +227,32 @@ class Training:
         set_random_state(state["random"], self.device, (self.settings.seed, self.steps_done), self.processes)
 
 
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def _ignore_signals(_: int) -> None:
     """Ctrl-C reaches workers too, and so does SIGTERM where torchrun passes it on; they end with the training."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters that decay and those that do not, for an optimiser.
+def parameter_groups(network: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters that decay, those that do not, and wave vectors, whose rate is in units of their own.
 
     Decay says that a number had better be zero. That suits weights, which a norm scales anyway; it does not suit
     biases and the scales of norms (one axis, all of them), nor wave vectors (zero is no position at all), compactness
     and temperatures (zero is some value like any other).
     """
+    waves = frequency_groups(network, learning_rate)
+    grouped = {id(p) for group in waves for p in group["params"]}
     decayed, kept = [], []
     for name, parameter in network.named_parameters():
+        if id(parameter) in grouped:
+            continue
         matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in NEVER_DECAYED
         (decayed if matrix else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}, *waves]
 
 
 def warm_up_and_cosine(optimiser: Optimizer, steps: int, warmup: float) -> LRScheduler:

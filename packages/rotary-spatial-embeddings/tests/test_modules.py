@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from process_groups import process_group
 from RoSE import (
     Grid,
     MultiResolutionBlock,
@@ -13,7 +14,6 @@ from RoSE import (
     RoSEMultiHeadCrossAttention,
     RotarySpatialEmbedding,
 )
-from process_groups import process_group
 from rose_cases import Case, cases, formula_scores
 
 

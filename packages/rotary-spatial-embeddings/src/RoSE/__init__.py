@@ -8,6 +8,7 @@ from .augmentation import augment_coordinates
 from .blocks import MultiResolutionBlock
 from .embedding import RotarySpatialEmbedding
 from .grid import Grid
+from .training import frequency_groups
 
 __all__ = [
     "AliasingWarning",
@@ -18,5 +19,6 @@ __all__ = [
     "RotarySpatialEmbedding",
     "__version__",
     "augment_coordinates",
+    "frequency_groups",
     "functional",
 ]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of positions and of all they are made of: a half type rounds them by up to 0.4 %, far from the origin many turns.
@@ -205,6 +205,13 @@ def require_tensor(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {_kind(value)}")
+    return value
+
+
+def require_module(name: str, value: nn.Module) -> nn.Module:
+    """A module of torch."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module; got {_kind(value)}")
     return value
 
 
