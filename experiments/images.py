@@ -99,6 +99,15 @@ def resampled(picture: Picture, spacing: Sequence[float]) -> Picture:
     return picture._replace(image=image, spacing=tuple(spacing))
 
 
+def resized(batch: Batch, size: int) -> Batch:
+    """Planar crops of another number of pixels, with the spacing that these have: what training sees of other zooms."""
+    shape = batch.labels.shape[1:]
+    images = F.interpolate(batch.images, (size, size), mode="bilinear", antialias=True)
+    labels = F.interpolate(batch.labels[:, None].float(), (size, size), mode="nearest-exact")[:, 0].long()
+    spacing = tuple(s * n / size for s, n in zip(batch.spacing, shape, strict=True))
+    return Batch(images, labels, spacing)
+
+
 def crops(pictures: Sequence[Picture], size: int, number: int, rng: Generator) -> Batch:
     """Crops at random places, varied; of pictures of one spacing."""
     spacing = pictures[0].spacing

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from images import Picture, axons, crops, nuclei
-from networks import NETWORKS, size_of
+from networks import NETWORKS, OTSU, Otsu, size_of
 from runs import Run
 from scores import of_classes, of_objects, of_segments
 from shapes import EXTENT, FAMILIES, batch, picture
@@ -23,14 +23,17 @@ SIDE, NUMBER = 96, 4  # of crops
 
 def runs(steps: int = STEPS) -> list[Run]:
     """Five seeds of what is made, three of what is real."""
+    threshold = [Run("masks", "nuclei", OTSU, 0, 0)]
     made = [Run("masks", d, m, s, steps) for s in range(5) for d in MADE for m in NETWORKS]
-    return [Run("masks", d, m, s, steps) for s in range(3) for d in REAL for m in NETWORKS] + made
+    return [Run("masks", d, m, s, steps) for s in range(3) for d in REAL for m in NETWORKS] + threshold + made
 
 
 def do(run: Run, data: Path | None) -> dict[str, Any]:
     """Train and score."""
     seen, unseen = _made(run.data) if run.data in FAMILIES else _real(run.data, data)
     spacing = unseen[0].spacing
+    if run.method == OTSU:
+        return {"scores": of_classes(Otsu(), unseen) | of_objects(Otsu(), unseen)}
     torch.manual_seed(run.seed)
     network = NETWORKS[run.method](2, spacing)
     size = size_of(network, (1, SIDE, SIDE), spacing)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
+from skimage.filters import threshold_otsu
 from spatial_grouping_attention.models import GroupingViT, grouping_vit_nano
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,6 +52,15 @@ class PaddedUNet(nn.Module):
         return logits[(..., *(slice(n) for n in size))]
 
 
+class Otsu(nn.Module):
+    """What a threshold alone gets: the first class where an image is brighter than Otsu's threshold of it."""
+
+    def forward(self, image: Tensor, spacing: tuple[float, ...]) -> Tensor:
+        """Images (B, C, *size) -> (B, classes, *size)."""
+        bright = torch.stack([one[0] > threshold_otsu(one[0].numpy()) for one in image])
+        return F.one_hot(bright.long(), CLASSES).movedim(-1, 1).float()
+
+
 def ours(spatial_dims: int, spacing: tuple[float, ...], **options: Any) -> nn.Module:
     """Nano, or a variant of it."""
     return Logits(grouping_vit_nano(spatial_dims, 1, CLASSES, spacing=spacing, **options))
@@ -63,6 +73,7 @@ NETWORKS: dict[str, Callable[[int, tuple[float, ...]], nn.Module]] = {
     "uniform twin, FPN": lambda dims, spacing: ours(dims, spacing, head="fpn", **TWIN[dims]),
     "U-Net": lambda dims, spacing: PaddedUNet(dims, CLASSES),
 }
+OTSU = "Otsu's threshold"  # of nuclei
 
 
 def size_of(network: nn.Module, shape: tuple[int, ...], spacing: tuple[float, ...]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from images import Picture, averaged, axons, crops, hippocampus
+from images import Picture, averaged, axons, crops, hippocampus, resized
 from positions import POSITIONS
 from runs import Run
 from scores import mean_iou
@@ -18,7 +18,8 @@ from training import Batch, train
 STEPS = 500
 SPACINGS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of made images; trained at 1
 SLICES = (1, 2, 3, 4)  # that are averaged into one
-SETS = ("radii", "radii, mixed", "axons and myelin", "hippocampus", "hippocampus, mixed")
+ZOOMS = (0.6, 2.0)  # of crops, where training sees more than one
+SETS = ("radii", "radii, mixed", "axons and myelin", "axons and myelin, zoomed", "hippocampus", "hippocampus, mixed")
 
 
 def runs(steps: int = STEPS) -> list[Run]:
@@ -70,7 +71,7 @@ def _radii(name: str, data: Path | None) -> Material:
 
 
 def _axons(name: str, data: Path | None) -> Material:
-    """Trained on animals of 0.1 um; tested on all others, each for itself."""
+    """Trained on animals of 0.1 um, "zoomed" on crops that are resampled too; tested on all others, each for itself."""
     assert data is not None, "--data must be a folder for real images"
     seen: dict[str, list[Picture]] = {}
     tested: dict[str, list[Picture]] = {}
@@ -79,7 +80,16 @@ def _axons(name: str, data: Path | None) -> Material:
             seen.setdefault("0.1", []).append(p)
         else:
             tested.setdefault(f"{p.name}, {p.spacing[0]:g} um", []).append(_middle(p, 768))
-    return _of_crops(list(seen.values()), tested, (96, 96), 4)
+    material = _of_crops(list(seen.values()), tested, (96, 96), 4)
+    if not name.endswith("zoomed"):
+        return material
+    (pictures,) = seen.values()
+
+    def draw(rng: np.random.Generator) -> Batch:
+        side = round(96 * np.exp(rng.uniform(*np.log(ZOOMS))))
+        return resized(crops(pictures, side, 4, rng), 96)
+
+    return material._replace(draw=draw)
 
 
 def _hippocampus(name: str, data: Path | None) -> Material:

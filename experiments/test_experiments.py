@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import main as program
 import masks
-from images import Picture, averaged, resampled
-from networks import NETWORKS
+from images import Picture, averaged, resampled, resized
+from networks import NETWORKS, Otsu
 from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
 from runs import Run, complete, known
 from scores import segment_scores
 from shapes import FAMILIES, picture
-from training import vary
+from training import Batch, vary
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore::RoSE.AliasingWarning")]
 RUNS = [Run("masks", "colours", "U-Net", seed, 1) for seed in range(4)]
@@ -73,6 +73,20 @@ def test_resampling_keeps_the_extent() -> None:
     other = resampled(Picture("x", torch.randn(1, 60, 30), torch.zeros(60, 30), (0.5, 1.0)), (1.0, 1.0))
     assert other.image.shape == (1, 30, 30)
     assert other.spacing == (1.0, 1.0)
+
+
+def test_a_zoom_keeps_the_extent_and_its_labels_in_place() -> None:
+    labels = (torch.arange(60).view(1, 60, 1) // 20).expand(2, 60, 60)
+    other = resized(Batch(labels[:, None].float(), labels, (0.1, 0.2)), 30)
+    assert other.images.shape == (2, 1, 30, 30)
+    assert other.spacing == (0.2, 0.4)
+    assert torch.equal(other.labels, labels[:, ::2, ::2])
+    assert (other.images[:, 0] - other.labels).abs().max() < 0.6
+
+
+def test_a_threshold_finds_what_is_bright() -> None:
+    image = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1) + 3 * torch.eye(8)
+    assert torch.equal(Otsu()(image, (1.0, 1.0)).argmax(1), torch.eye(8).long().expand(2, 8, 8))
 
 
 def test_labels_move_with_their_image() -> None:
