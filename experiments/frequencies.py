@@ -14,7 +14,7 @@ from spacing import SETS_OF
 from torch import nn
 from training import train
 
-STEPS = 500
+STEPS = 400
 SETS = ("radii, mixed", "axons and myelin")
 
 

@@ -15,7 +15,7 @@ from scores import mean_iou
 from shapes import batch, picture
 from training import Batch, train
 
-STEPS = 500
+STEPS = 400
 SPACINGS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of made images; trained at 1
 SLICES = (1, 2, 3, 4)  # that are averaged into one
 ZOOMS = (0.6, 2.0)  # of crops, where training sees more than one

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 POSITION_DTYPES = (torch.float64, torch.float32)
 
 _PLAIN_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_LARGEST = sys.float_info.max
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -70,9 +72,9 @@ def require_real(
     """Return ``value`` if it is finite, greater than ``above`` and within ``[minimum, maximum]``."""
     if not _is_real(value):
         raise TypeError(f"{name} must be a real number; got {_shown(value)}")
-    # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the
-    # check can be traced by torch.compile for a number that is not known while compiling.
-    if not (-math.inf < value < math.inf):
+    # Said with comparisons (a NaN compares with nothing), the check can be traced by torch.compile for a number that is
+    # not known while compiling; and an int that no float can hold counts as infinite, as it would in any product.
+    if not (-_LARGEST <= value <= _LARGEST):
         raise ValueError(f"{name} must be finite; got {value}")
     if not value > above:
         raise ValueError(f"{name} must be greater than {above:g}; got {value}")
