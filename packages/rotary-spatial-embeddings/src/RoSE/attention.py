@@ -305,6 +305,7 @@ class RoSEMultiHeadAttention(nn.Module):
         """
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
+        require_flag("is_causal", is_causal)
         context = x if context is None else context
         for name, tensor, channels in (("x", x, self.dim), ("context", context, self.context_dim)):
             require_floating(name, tensor)

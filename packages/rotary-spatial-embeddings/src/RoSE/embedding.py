@@ -25,6 +25,7 @@ from .validation import (
     require_numbers,
     require_parameter_dtype,
     require_real,
+    require_tensor,
 )
 from .wide import WideModule
 
@@ -239,6 +240,8 @@ class RotarySpatialEmbedding(WideModule):
             TypeError: As :meth:`forward`.
             ValueError: As :meth:`forward`.
         """
+        for name, given in (("q", q), ("k", k)):  # without k, forward would return one tensor
+            require_tensor(name, given)
         where = Where(spacing, grid_shape, coordinates, num_prefix_tokens)
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
         rotated: tuple[Tensor, Tensor] = self(

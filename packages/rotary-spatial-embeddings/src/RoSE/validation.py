@@ -21,6 +21,7 @@ from torch import Tensor, nn
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of positions and of all they are made of: a half type rounds them by up to 0.4 %, far from the origin many turns.
 POSITION_DTYPES = (torch.float64, torch.float32)
+_LAYOUTS = (torch.strided, torch.jagged)
 
 _PLAIN_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _LARGEST = sys.float_info.max
@@ -72,9 +73,9 @@ def require_real(
     """Return ``value`` if it is finite, greater than ``above`` and within ``[minimum, maximum]``."""
     if not _is_real(value):
         raise TypeError(f"{name} must be a real number; got {_shown(value)}")
-    # Said with comparisons (a NaN compares with nothing), the check can be traced by torch.compile for a number that is
-    # not known while compiling; and an int that no float can hold counts as infinite, as it would in any product.
-    if not (-_LARGEST <= value <= _LARGEST):
+    # A finite number lies strictly between the infinities (a NaN lies nowhere). Said with comparisons, the
+    # check can be traced by torch.compile for a number that is not known while compiling.
+    if not (-math.inf < value < math.inf) or _is_beyond_floats(value):
         raise ValueError(f"{name} must be finite; got {value}")
     if not value > above:
         raise ValueError(f"{name} must be greater than {above:g}; got {value}")
@@ -204,9 +205,11 @@ def values_are_readable(value: Tensor) -> bool:
 
 
 def require_tensor(name: str, value: Tensor) -> Tensor:
-    """Return ``value`` if it is a tensor."""
+    """Return ``value`` if it is a tensor, and dense: for sparse ones torch lacks most operations."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {_kind(value)}")
+    if value.layout not in _LAYOUTS:
+        raise TypeError(f"{name} must be a dense tensor (value.to_dense()); got one of layout {value.layout}")
     return value
 
 
@@ -219,16 +222,14 @@ def require_module(name: str, value: nn.Module) -> nn.Module:
 
 def require_floating(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor of one of the supported floating-point dtypes."""
-    if not isinstance(value, Tensor) or value.dtype not in FLOATING_DTYPES:
-        require_tensor(name, value)
+    if require_tensor(name, value).dtype not in FLOATING_DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {value.dtype}")
     return value
 
 
 def require_position_dtype(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor of a type that can hold positions, float64 or float32."""
-    if not isinstance(value, Tensor) or value.dtype not in POSITION_DTYPES:
-        require_tensor(name, value)
+    if require_tensor(name, value).dtype not in POSITION_DTYPES:
         more = ""
         if value.dtype.is_floating_point:
             more = (
@@ -314,6 +315,11 @@ def _is_real(value: object) -> bool:
     """Real numbers likewise."""
     kinds = (int, float, numbers.Real, torch.SymFloat, torch.SymInt)
     return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _is_beyond_floats(value: object) -> bool:
+    """Whether a number is finite, and infinite in every product: ints and fractions have no bound."""
+    return isinstance(value, numbers.Rational) and not -_LARGEST <= value <= _LARGEST
 
 
 def _sequence(name: str, value: Any, rule: str) -> tuple[Any, ...]:

@@ -1,0 +1,55 @@
+"""Faults that fuzzing found (``nox -s fuzz``), each told in words before anything is computed."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from RoSE import Grid, RoSEMultiHeadAttention, RoSEMultiHeadCrossAttention, RotarySpatialEmbedding
+from RoSE.functional import cos_sin, phases, rotate
+
+X = torch.randn(1, 4, 8)
+R = RotarySpatialEmbedding(8, 2, 1)
+SPARSE = X.to_sparse()
+ANGLES = torch.ones(4, 2)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), Fraction(10**400, 3)])
+def test_numbers_beyond_all_floats_are_infinite(number: object) -> None:
+    with pytest.raises(ValueError, match=r"origin must be finite; got -?\d+"):
+        Grid(3, 1.0, number)
+    Grid(3, 1.0, Fraction(1, 3)).coordinates()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("x", lambda: R(SPARSE)),
+        ("q", lambda: RoSEMultiHeadCrossAttention(8, 2, 1)(SPARSE, X)),
+        ("v", lambda: RoSEMultiHeadCrossAttention(8, 2, 1).attend(X, X, SPARSE)),
+        ("x", lambda: RoSEMultiHeadAttention(8, 2, 1)(SPARSE)),
+        ("valid", lambda: RoSEMultiHeadAttention(8, 2, 1)(X, valid=(X[..., 0] < 9).to_sparse())),
+        ("spacing", lambda: R(X, torch.ones(1).to_sparse())),
+        ("coordinates", lambda: R(X, coordinates=torch.ones(4, 1).to_sparse())),
+        ("freqs", lambda: phases(torch.ones(4, 1), torch.ones(2, 2, 1).to_sparse())),
+        ("angles", lambda: cos_sin(ANGLES.to_sparse())),
+        ("cos", lambda: rotate(torch.ones(4, 4), ANGLES.to_sparse(), ANGLES)),
+    ],
+)
+def test_sparse_tensors(name: str, call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a dense tensor .*; got one of layout torch\.sparse_coo"):
+        call()
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1, None])
+def test_what_is_no_flag(wrong: object) -> None:
+    with pytest.raises(TypeError, match="interleaved must be True or False; got"):
+        rotate(torch.ones(4, 4), ANGLES, ANGLES, interleaved=wrong)
+    with pytest.raises(TypeError, match="is_causal must be True or False; got"):
+        RoSEMultiHeadAttention(8, 2, 1)(X, is_causal=wrong)
+
+
+def test_a_pair_has_two_sides() -> None:
+    for name, pair in (("k", (X, None)), ("q", (None, X))):
+        with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor; got NoneType"):
+            R.rotate_pair(*pair)
