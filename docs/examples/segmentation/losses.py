@@ -17,13 +17,18 @@ Criterion = Callable[[SegmentationOutput, Tensor, Tensor, Total], dict[str, Tens
 
 
 def semantic_losses(output: SegmentationOutput, labels: Tensor, valid: Tensor, total: Total) -> dict[str, Tensor]:
+    """:func:`class_losses` of what a network of ours says."""
+    return class_losses(output.logits, labels, valid, total)
+
+
+def class_losses(logits: Tensor, labels: Tensor, valid: Tensor, total: Total) -> dict[str, Tensor]:
     """Cross-entropy, and one minus the Dice coefficient of a batch, averaged over classes.
 
     Both are made of sums over pixels, and of the sums of all processes: with a part of a batch, every process has the
     losses of the whole.
 
     Args:
-        output: of the network.
+        logits: (B, classes, *size).
         labels: classes (B, *size).
         valid: (B, *size) boolean; other pixels do not count.
         total: sums a tensor over all processes; see :meth:`segmentation.processes.Processes.sum`.
@@ -31,7 +36,7 @@ def semantic_losses(output: SegmentationOutput, labels: Tensor, valid: Tensor, t
     Returns:
         Scalars "cross-entropy" and "dice", and their sum "total".
     """
-    logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     entropy = F.cross_entropy(logits, labels.masked_fill(~valid, IGNORED), ignore_index=IGNORED, reduction="sum")
     real = valid.unsqueeze(1)
     found = logits.softmax(1) * real
