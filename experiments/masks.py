@@ -10,7 +10,7 @@ import torch
 from images import Picture, axons, crops, nuclei
 from networks import NETWORKS, OTSU, Otsu, size_of
 from runs import Run
-from scores import of_classes, of_objects, of_segments
+from scores import of_classes, of_objects, of_picture, of_segments
 from shapes import EXTENT, FAMILIES, batch, picture
 from training import Batch, train
 
@@ -47,7 +47,8 @@ def do(run: Run, data: Path | None) -> dict[str, Any]:
         scores |= of_objects(network, unseen)
     if run.method.startswith("grouping"):
         scores |= of_segments(network, unseen[:8])
-    return {"scores": scores, "seconds per step": seconds, **size}
+    shown = of_picture(network, unseen[0]) if seen is None and run.seed == 0 else None
+    return {"scores": scores, "seconds per step": seconds, "shown": shown, **size}
 
 
 def _made(family: str) -> tuple[None, list[Picture]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -38,6 +40,11 @@ class Run:
     def name(self) -> str:
         """For people."""
         return f"{self.experiment}: {self.data}, {self.method}, seed {self.seed}, {self.steps} steps"
+
+    @property
+    def file(self) -> str:
+        """Of the arrays that pictures are drawn from, where there are any."""
+        return re.sub("[^a-z0-9]+", "-", f"{self.experiment} {self.data} {self.method} {self.seed}".lower()) + ".npz"
 
 
 Do = Callable[[Run, Path | None], dict[str, Any]]
@@ -79,7 +86,9 @@ def complete(
 
 
 def write(folder: Path, run: Run, result: dict[str, Any]) -> None:
-    """Add a line; whoever else writes waits."""
+    """Add a line, whoever else writes waits; what is to be shown goes into a file of its own."""
+    if arrays := result.pop("shown", None):
+        np.savez_compressed(folder / run.file, **arrays)
     with (folder / f"{run.experiment}.jsonl").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps({"run": asdict(run), **result}) + "\n")

@@ -79,6 +79,17 @@ def of_segments(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, fl
     }
 
 
+@torch.no_grad()
+def of_picture(network: nn.Module, picture: Picture) -> dict[str, np.ndarray]:
+    """Classes of one image, and the segments of the stages of a network that groups, to be drawn."""
+    arrays = {"classes": predict(network, picture).argmax(0).numpy().astype(np.uint8)}
+    if isinstance(network, Logits):
+        output = network.model(picture.image[None], picture.spacing)
+        for stage, groups in enumerate(group_labels(output, tuple(picture.labels.shape)), 1):
+            arrays[f"stage {stage}"] = groups.astype(np.uint16)
+    return arrays
+
+
 def segment_scores(segments: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     """Achievable accuracy and undersegmentation error of one image, as shares of its pixels."""
     table = contingency_table(segments, real).toarray()

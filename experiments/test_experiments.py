@@ -15,7 +15,7 @@ import masks
 from images import Picture, averaged, resampled, resized
 from networks import NETWORKS, Otsu
 from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
-from runs import Run, complete, known
+from runs import Run, complete, known, write
 from scores import segment_scores
 from shapes import FAMILIES, picture
 from training import Batch, vary
@@ -46,6 +46,12 @@ def test_what_is_done_stays_done(tmp_path: Path) -> None:
     results = complete(RUNS, score, None, tmp_path)
     assert [results[run]["scores"]["seed"] for run in RUNS] == [0, 1, 2, 3]
     assert len((tmp_path / "masks.jsonl").read_text().splitlines()) == 4
+
+
+def test_what_is_shown_is_kept_beside_the_results(tmp_path: Path) -> None:
+    write(tmp_path, RUNS[1], {"scores": {}, "shown": {"classes": np.eye(3)}})
+    assert known(tmp_path) == {RUNS[1]: {"scores": {}}}
+    assert np.array_equal(np.load(tmp_path / "masks-colours-u-net-1.npz")["classes"], np.eye(3))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -145,4 +151,6 @@ def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run = Run(name, data, method, 0, 2)
         assert run in program.EXPERIMENTS[name].runs(2)
         result = program.EXPERIMENTS[name].do(run, None)
+        shown = result.pop("shown", None)
+        assert (shown is None) == (name != "masks")
         assert all(0 <= value <= 100 for value in json.loads(json.dumps(result))["scores"].values())
