@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "tools"))
 
 import report_plots as plots
 import report_tables as tables
 from report_tables import BACKWARD, FORWARD, against, share_of_bound, time_of
+from reporting import fill
 from results_of_runs import Results, load
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURES = ROOT / "docs" / "images"
-
-MARKED = re.compile(r"(<!-- (?!end)([a-z -]+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 
 COPY = "copy of k and v"
 
@@ -114,7 +115,7 @@ def block(name: str, results: dict[str, Results]) -> str:
 
 def render(page: str, results: dict[str, Results]) -> str:
     """The page with every marked block as the results have it."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{block(found[2], results)}\n\n{found[4]}", page)
+    return fill(page, lambda name: block(name, results))
 
 
 def draw(results: dict[str, Results], folder: Path) -> list[Path]:

@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from report_tables import BACKWARD, FORWARD, SHORT, sides_of
+from reporting import COLOURS, figure, save
 from results_of_runs import Results
-
-# Colours that the colour-blind tell apart (Okabe and Ito, jfly.uni-koeln.de/color).
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
-
-
-def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made, made.subplots(rows, columns, squeeze=False)
-
-
-def save(made: Any, path: Path) -> None:
-    """Without the date and versions that would change a file whose picture stays."""
-    made.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def curves(results: Results, what: str, path: Path) -> None:

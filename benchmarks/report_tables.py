@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from reporting import markdown
 from results_of_runs import BASELINES, COUNTERPARTS, Results, Row
 
 FORWARD, BACKWARD = "forward", "forward + backward"
 SHORT = {FORWARD: "forward", BACKWARD: "with backward"}
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table; the first column is text."""
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
 
 
 def seconds(value: float) -> str:

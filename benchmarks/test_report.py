@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import report
 import report_tables as tables
+from reporting import blocks_of
 from results_of_runs import Results, Row, load, quartiles
 
 
@@ -23,7 +23,7 @@ def recorded() -> dict[str, Results]:
 
 def test_the_page_is_what_the_json_gives(recorded: dict[str, Results]) -> None:
     page = report.PAGE.read_text()
-    assert set(re.findall(r"<!-- (?!end)([a-z -]+) -->", page)) == {*report.BLOCKS, *report.OF_ALL}
+    assert blocks_of(page) == {*report.BLOCKS, *report.OF_ALL}
     assert report.render(page, recorded) == page
 
 
