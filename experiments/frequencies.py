@@ -7,28 +7,34 @@ from typing import Any
 
 import torch
 from networks import ours
-from positions import FREQUENCIES, drift, wave_vectors
+from positions import FREQUENCIES, Told, drift, wave_vectors
 from runs import Run
 from scores import mean_iou
 from spacing import SETS_OF
-from torch import nn
 from training import train
 
 STEPS = 400
 SETS = ("radii, mixed", "axons and myelin")
+NM = "axons and myelin, in nm"
+UNITS = ("axons and myelin", NM)
+ONE_RATE = "mixed, one rate for all weights"
 
 
 def runs(steps: int = STEPS) -> list[Run]:
     """Three seeds."""
-    return [Run("frequencies", d, m, s, steps) for s in range(3) for d in SETS for m in FREQUENCIES]
+    named = [(d, m) for d in SETS for m in FREQUENCIES] + [(d, ONE_RATE) for d in UNITS] + [(NM, "mixed, learned")]
+    return [Run("frequencies", d, m, s, steps) for s in range(3) for d, m in named]
 
 
 def do(run: Run, data: Path | None) -> dict[str, Any]:
     """Train and score."""
     material = SETS_OF[run.data.split(",")[0]](run.data, data)
     torch.manual_seed(run.seed)
-    network: nn.Module = ours(len(material.side), material.spacing, **FREQUENCIES[run.method])
+    unit = 1000 if run.data == NM else 1
+    options = FREQUENCIES.get(run.method, {})
+    network = ours(len(material.side), tuple(unit * s for s in material.spacing), **options)
     before = wave_vectors(network)
-    seconds = train(network, material.draw, run.steps, run.seed)
-    scores = {name: mean_iou(network, pictures) for name, pictures in material.tested.items()}
+    told = Told(network, lambda _, spacing: tuple(unit * s for s in spacing))
+    seconds = train(told, material.draw, run.steps, run.seed, groups=run.method != ONE_RATE)
+    scores = {name: mean_iou(told, pictures) for name, pictures in material.tested.items()}
     return {"scores": scores, "drift": drift(network, before), "seconds per step": seconds}

@@ -30,7 +30,7 @@ def runs(steps: int = STEPS) -> list[Run]:
 
 def do(run: Run, data: Path | None) -> dict[str, Any]:
     """Train and score."""
-    seen, unseen = _made(run.data) if run.data in FAMILIES else _real(run.data, data)
+    seen, unseen = (None, of_family(run.data)) if run.data in FAMILIES else _real(run.data, data)
     spacing = unseen[0].spacing
     if run.method == OTSU:
         return {"scores": of_classes(Otsu(), unseen) | of_objects(Otsu(), unseen)}
@@ -51,10 +51,11 @@ def do(run: Run, data: Path | None) -> dict[str, Any]:
     return {"scores": scores, "seconds per step": seconds, "shown": shown, **size}
 
 
-def _made(family: str) -> tuple[None, list[Picture]]:
+def of_family(family: str) -> list[Picture]:
+    """The made images of a family that are tested."""
     assert round(EXTENT) == SIDE
     rng = np.random.default_rng(10**6)  # far from the seeds of training
-    return None, [picture(family, rng) for _ in range(TESTED)]
+    return [picture(family, rng) for _ in range(TESTED)]
 
 
 def _real(name: str, data: Path | None) -> tuple[list[Picture], list[Picture]]:

@@ -10,12 +10,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import evidence
+import evidence_tables as tables
 import main as program
 import masks
 from images import Picture, averaged, resampled, resized
 from networks import NETWORKS, Otsu
 from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
-from runs import Run, complete, known, write
+from reporting import blocks_of
+from runs import RESULTS, Run, complete, known, write
 from scores import segment_scores
 from shapes import FAMILIES, picture
 from training import Batch, vary
@@ -154,3 +157,31 @@ def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         shown = result.pop("shown", None)
         assert (shown is None) == (name != "masks")
         assert all(0 <= value <= 100 for value in json.loads(json.dumps(result))["scores"].values())
+
+
+def test_pages_have_every_block_and_it_is_what_the_results_give() -> None:
+    results = tables.by_method(known(RESULTS))
+    for name, blocks in evidence.BLOCKS.items():
+        page = (evidence.PAGES / f"{name}.md").read_text()
+        assert blocks_of(page) == set(blocks)
+        assert evidence.render(name, results) == page
+
+
+def test_tables_say_what_results_hold() -> None:
+    rows = {
+        Run("masks", "nuclei", method, seed, 1): {"scores": {"mIoU": value + seed}}
+        for method, value in (("grouping, native masks", 50.0), ("uniform twin, bilinear", 48.0))
+        for seed in (0, 2)
+    }
+    results = tables.by_method(rows)
+    table = tables.scores(results, "masks", "nuclei", ("mIoU",))
+    assert "| grouping, native masks | 51.0 ± 1.4 | 2 |" in table
+    assert "| nuclei | +2.0 ± 0.0 |  |  |" in tables.differences(results)
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    results = tables.by_method(known(RESULTS))
+    evidence.draw(results, tmp_path)
+    for name in ("predictions", "segments", "spacing"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (evidence.PAGES / f"{name}.png").exists()

@@ -27,7 +27,9 @@ class Batch(NamedTuple):
     spacing: tuple[float, ...]
 
 
-def train(network: nn.Module, draw: Callable[[Generator], Batch], steps: int, seed: int) -> float:
+def train(
+    network: nn.Module, draw: Callable[[Generator], Batch], steps: int, seed: int, *, groups: bool = True
+) -> float:
     """Train; returns the median of the steps' processor time, in seconds.
 
     Args:
@@ -35,9 +37,10 @@ def train(network: nn.Module, draw: Callable[[Generator], Batch], steps: int, se
         draw: crops from random numbers.
         steps: how many batches.
         seed: of the crops: methods with the same seed see the same ones.
+        groups: whether wave vectors have rates of their own; else they are weights like all others.
     """
     rng = np.random.default_rng(seed)
-    waves = frequency_groups(network, LEARNING_RATE)
+    waves = frequency_groups(network, LEARNING_RATE) if groups else []
     grouped = {id(p) for group in waves for p in group["params"]}
     weights = [p for p in network.parameters() if id(p) not in grouped]
     optimiser = torch.optim.AdamW([{"params": weights}, *waves], LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -1,0 +1,95 @@
+"""Pictures of results: what networks say of one image, their segments, and scores over spacing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from evidence_tables import Results, methods_of, of_score
+from masks import MADE, of_family
+from networks import NETWORKS
+from reporting import COLOURS, figure, save
+from runs import Run
+from skimage.segmentation import mark_boundaries, slic
+
+SHADES = np.array([[0.93, 0.93, 0.93], [0.0, 0.45, 0.7], [0.84, 0.37, 0.0]])  # of classes
+DASHES = ("-", "--", ":")
+
+
+def predictions(folder: Path, results: Results, path: Path) -> None:
+    """Rows are families of images; columns the image, its classes, and what the methods make of it."""
+    shown = _families(results)
+    made, axes = figure(len(shown), 2 + len(NETWORKS), 1.6 * (2 + len(NETWORKS)), 1.7 * len(shown))
+    for row, family in zip(axes, shown, strict=True):
+        picture = of_family(family)[0]
+        row[0].imshow(picture.image[0], cmap="gray")
+        row[1].imshow(SHADES[picture.labels.numpy()])
+        row[0].set_ylabel(family, fontsize=8)
+        for axis, method in zip(row[2:], NETWORKS, strict=True):
+            axis.imshow(SHADES[_arrays(folder, family, method)["classes"]])
+    for axis, title in zip(axes[0], ("image", "classes", *NETWORKS), strict=True):
+        axis.set_title(title.replace(", ", ",\n"), fontsize=8)
+    _bare(axes)
+    save(made, path)
+
+
+def segments(folder: Path, results: Results, path: Path) -> None:
+    """Rows are families; columns the segments of both stages of both networks that group, and as many of SLIC."""
+    methods = [m for m in NETWORKS if m.startswith("grouping")]
+    shown = _families(results)
+    made, axes = figure(len(shown), 3 * len(methods), 5.2 * len(methods), 1.8 * len(shown))
+    for row, family in zip(axes, shown, strict=True):
+        image = of_family(family)[0].image[0].numpy()
+        light = np.clip((image - image.min()) / np.ptp(image), 0, 1)
+        row[0].set_ylabel(family, fontsize=8)
+        for start, method in zip(range(0, len(row), 3), methods, strict=True):
+            arrays = _arrays(folder, family, method)
+            second = arrays["stage 2"]
+            plain = slic(image[..., None], len(np.unique(second)), compactness=0.1, start_label=0, channel_axis=-1)
+            each = {"stage 1": arrays["stage 1"], "stage 2": second, "SLIC, as stage 2": plain}
+            for axis, (name, found) in zip(row[start : start + 3], each.items(), strict=True):
+                axis.imshow(mark_boundaries(light, found.astype(int), color=(1, 0.8, 0), mode="inner"))
+                if row is axes[0]:
+                    axis.set_title(f"{method.removeprefix('grouping, ')},\n{name}", fontsize=8)
+    _bare(axes)
+    save(made, path)
+
+
+def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -> None:
+    """One panel per training set: mIoU over what is tested; as it is, and resampled to the training's spacing."""
+    names = [name for name in x if methods_of(results, "spacing", [name])]
+    made, axes = figure(2, max(1, len(names)), 3.6 * max(1, len(names)), 7)
+    for column, name in enumerate(names):
+        for row, (end, title) in enumerate((("", "as it is"), (", resampled", "resampled"))):
+            axis = axes[row][column]
+            for index, method in enumerate(methods_of(results, "spacing", [name])):
+                values = [of_score(results, "spacing", name, method, f"{test}{end}") for test in x[name]]
+                middle = [mean(v) for v in values]
+                error = [stdev(v) if len(v) > 1 else 0.0 for v in values]
+                colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS)]
+                axis.errorbar(x[name], middle, error, color=colour, linestyle=dashes, label=method, capsize=2, lw=1.2)
+            axis.set(title=f"{name}: {title}", ylabel="mIoU")
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+    if names:
+        axes[0][0].legend(fontsize=6)
+    save(made, path)
+
+
+def _families(results: Results) -> list[str]:
+    """Those of which every method has been recorded."""
+    found = [f for f in MADE if all(0 in results.get(("masks", f, m), {}) for m in NETWORKS)]
+    return found or [MADE[0]]
+
+
+def _arrays(folder: Path, family: str, method: str) -> dict[str, Any]:
+    return dict(np.load(folder / Run("masks", family, method, 0, 0).file))
+
+
+def _bare(axes: Any) -> None:
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
