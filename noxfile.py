@@ -5,6 +5,8 @@ Tests run on wheels built in the session, not on the source tree, so a file miss
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import nox
@@ -32,6 +34,9 @@ PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 SUBJECTS = ("rotation", "grouping", "layers", "compactness", "backbones", "curves", "first_call")  # of benchmarks
+
+# The packages whose tests run beside other versions than the pinned ones.
+VERSIONED = [nox.param(ROSE, id="rose"), nox.param(GROUPING, id="attention")]
 
 # The newest that dynamic-network-architectures accepts, beside the one that is pinned.
 TIMM_OF_PRIMUS = "timm==1.0.22"
@@ -94,6 +99,12 @@ def build(session: nox.Session, *packages: Path) -> list[str]:
     return wheels
 
 
+def list_materials(session: nox.Session, environment: Path, bill: Path, *options: str) -> None:
+    """Write the bill of materials of an environment."""
+    how = ("--mc-type", "library", "--output-reproducible", "--output-file", str(bill))
+    session.run("cyclonedx-py", "environment", *how, *options, str(environment))
+
+
 def import_alone(session: nox.Session, name: str) -> None:
     """Import a package beside nothing but what it requires; a warning of its own is an error."""
     # torch itself warns where there is no NumPy.
@@ -108,10 +119,21 @@ def run_tests(session: nox.Session, *paths: Path, options: tuple[str, ...] = (),
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Ruff: rules and format; workflows, forms and fragments of changelogs are well formed, and workflows safe."""
     install(session, groups=("lint",))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    github = ROOT / ".github"
+    session.run("zizmor", "--offline", "--strict-collection", "--pedantic", str(github))
+    for kind, files in (
+        ("github-workflows", github.glob("workflows/*.yml")),
+        ("github-issue-forms", github.glob("ISSUE_TEMPLATE/[!c]*.yml")),
+        ("github-issue-config", github.glob("ISSUE_TEMPLATE/config.yml")),
+        ("dependabot", github.glob("dependabot.yml")),
+    ):
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{kind}", *map(str, files))
+    for package in (ROSE, GROUPING):
+        session.run("towncrier", "build", "--draft", "--version", "next", "--dir", str(package), silent=True)
 
 
 @nox.session
@@ -151,13 +173,33 @@ def tests_attention(session: nox.Session) -> None:
 
 @nox.session(name="tests-pair")
 def tests_pair(session: nox.Session) -> None:
-    """RoSE's tests beside the other package, all code blocks and programs of pages, and the parts of the benchmarks.
+    """RoSE's tests beside the other package, all code blocks and programs of pages, parts of benchmarks and tools.
 
     The attention package's own tests always run beside RoSE's wheel: see tests-attention.
     """
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
     install_peers(session)
-    run_tests(session, ROSE / "tests", ROOT / "docs", ROOT / "benchmarks")
+    run_tests(session, ROSE / "tests", ROOT / "docs", ROOT / "benchmarks", ROOT / "tools")
+
+
+@nox.session(name="tests-newest")
+@nox.parametrize("package", VERSIONED)
+def tests_newest(session: nox.Session, package: Path) -> None:
+    """A package's tests with the newest of everything that this Python can have, instead of the pinned versions."""
+    session.install(*build(session, ROSE, GROUPING), *nox.project.dependency_groups(SETTINGS, "test"))
+    run_tests(session, package / "tests")
+
+
+@nox.session(name="tests-lowest")
+@nox.parametrize("package", VERSIONED)
+def tests_lowest(session: nox.Session, package: Path) -> None:
+    """A package's tests with the lowest versions that it claims to run with; for its lowest Python."""
+    project = nox.project.load_toml(package / "pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    claims = [*project["dependencies"], *(claim for name in ("plot", "matching") for claim in extras.get(name, ()))]
+    lowest = [claim.replace(">=", "==") for claim in claims if not claim.startswith(ROSE.name)]
+    session.install(*build(session, ROSE, GROUPING), *lowest, *nox.project.dependency_groups(SETTINGS, "test"))
+    run_tests(session, package / "tests")
 
 
 @nox.session(name="tests-slow")
@@ -212,11 +254,14 @@ def tests_training(session: nox.Session) -> None:
 
 @nox.session(name="tests-gpu")
 def tests_gpu(session: nox.Session) -> None:
-    """The tests marked gpu; fails where there is no CUDA device."""
+    """The tests marked gpu; fails where there is no CUDA device, and where no test was executed."""
     session.install(*build(session, ROSE, GROUPING), *nox.project.dependency_groups(SETTINGS, "test"))
     session.run("python", "-c", "import torch; assert torch.cuda.is_available(), 'this session needs a CUDA device'")
+    report = str(Path(session.create_tmp()).resolve() / "report.xml")
     # Most of the time goes to compiling kernels, which processes share out among themselves.
-    session.run("pytest", "-n", "8", "-m", "gpu", str(ROSE / "tests"), str(GROUPING / "tests"), *session.posargs)
+    run = ("pytest", "-n", "8", "-m", "gpu", f"--junit-xml={report}", str(ROSE / "tests"), str(GROUPING / "tests"))
+    session.run(*run, *session.posargs)
+    session.run("python", str(ROOT / "tools" / "require_tests.py"), report)
 
 
 @nox.session
@@ -295,8 +340,73 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="build")
 def build_distributions(session: nox.Session) -> None:
-    """Source and wheel distributions of both packages, into dist/."""
-    session.install("hatchling")
+    """Source and wheel distributions of both packages, into dist/; wheels hold the package and nothing else."""
+    session.install("hatchling", "twine", "check-wheel-contents")
+    out = ROOT / "dist"
+    shutil.rmtree(out, ignore_errors=True)
     for package in (ROSE, GROUPING):
         with session.chdir(package):
-            session.run("hatchling", "build", "-d", str(ROOT / "dist"))
+            session.run("hatchling", "build", "-d", str(out))
+        (source,) = (package / "src").iterdir()
+        (wheel,) = out.glob(f"{package.name.replace('-', '_')}-*.whl")
+        holds = ("--toplevel", source.name, "--package", str(source), "--package-omit", "__pycache__")
+        session.run("check-wheel-contents", *holds, str(wheel))
+    session.run("twine", "check", "--strict", *map(str, out.iterdir()))
+
+
+@nox.session
+def sdists(session: nox.Session) -> None:
+    """Both sdists, unpacked away from the checkout: each makes its wheel and passes its own tests beside it."""
+    install(session, "hatchling", groups=("test",))
+    with tempfile.TemporaryDirectory() as folder:
+        sources = []
+        for package in (ROSE, GROUPING):
+            with session.chdir(package):
+                session.run("hatchling", "build", "-t", "sdist", "-d", folder, silent=True)
+            (archive,) = Path(folder).glob(f"{package.name.replace('-', '_')}-*.tar.gz")
+            shutil.unpack_archive(archive, folder)
+            sources.append(archive.with_name(archive.name.removesuffix(".tar.gz")))
+        install(session, *build(session, *sources))
+        for source in sources:
+            with session.chdir(source):
+                run_tests(session)
+
+
+@nox.session
+def supply(session: nox.Session) -> None:
+    """What the packages bring with them: bills of materials in dist/sbom/, licences (``-- --write``: the page)."""
+    install(session, groups=("supply",))
+    scratch, bills = Path(session.create_tmp()).resolve(), ROOT / "dist" / "sbom"
+    environment, described = scratch / "environment", scratch / "pyproject.toml"
+    bills.mkdir(parents=True, exist_ok=True)
+    session.run("virtualenv", "--quiet", "--clear", "--no-pip", str(environment))
+    bring = ("pip", "--python", str(environment), "install", "--quiet", "-c", str(CONSTRAINTS))
+    for package in (ROSE, GROUPING):
+        (wheel,) = build(session, package)
+        session.run(*bring, wheel)
+        version = Path(wheel).name.split("-")[1]  # which the build reads from the source
+        text = (package / "pyproject.toml").read_text(encoding="utf-8")
+        described.write_text(text.replace('dynamic = ["version"]', f'version = "{version}"'), encoding="utf-8")
+        list_materials(session, environment, bills / f"{package.name}.cdx.json", "--pyproject", str(described))
+    session.run(*bring, f"{wheel}[cpu,hub,matching,plot]")
+    # These would bring a torch of their own; what else they require is there. NATTEN is named in the page's text.
+    session.run(*bring, "--no-deps", "timm", "torchvision")
+    list_materials(session, environment, scratch / "extras.cdx.json")
+    listed = [*(bills / f"{package.name}.cdx.json" for package in (ROSE, GROUPING)), scratch / "extras.cdx.json"]
+    page = ROOT / "docs" / "licences.md"
+    session.run("python", str(ROOT / "tools" / "licences.py"), str(page), *map(str, listed), *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """No pinned version has a vulnerability that PyPI knows of; one that it cannot tell about fails too."""
+    install(session, "pip-audit")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(CONSTRAINTS), *session.posargs)
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Every package that differs from a branch has a fragment that says how: ``-- origin/main``."""
+    install(session, "towncrier")
+    for package in (ROSE, GROUPING):
+        session.run("towncrier", "check", "--dir", str(package), "--compare-with", *(session.posargs or ["main"]))

@@ -37,3 +37,11 @@ def test_a_package_has_the_repositorys_rules(path: Path) -> None:
 @pytest.mark.parametrize("path", [*PACKAGES, ROOT / "pyproject.toml"], ids=lambda path: path.parent.name)
 def test_what_is_marked_is_run_on_request_only(path: Path) -> None:
     assert set(re.findall(r"not (\w+)", settings(path)["addopts"][-1])) == set(markers(path))
+
+
+def test_hooks_before_a_commit_run_what_lint_runs() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    pinned = set(re.findall(r"^[\w-]+==[\w.]+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    asked = re.findall(r"additional_dependencies: \[([\w-]+==[\w.]+)\]", hooks)
+    assert len(asked) == hooks.count("additional_dependencies") > 0
+    assert set(asked) <= pinned
