@@ -53,3 +53,10 @@ def test_a_pair_has_two_sides() -> None:
     for name, pair in (("k", (X, None)), ("q", (None, X))):
         with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor; got NoneType"):
             R.rotate_pair(*pair)
+
+
+def test_a_grid_that_does_not_fit_is_called_what_the_caller_calls_it() -> None:
+    with pytest.raises(ValueError, match=r"coordinates must have one point for each of the 4 tokens; got \(3,\)"):
+        R(X, coordinates=Grid(3))
+    with pytest.raises(ValueError, match=r"grid_shape must have one point for each of the 4 tokens; got \(3,\)"):
+        R(X, grid_shape=3)

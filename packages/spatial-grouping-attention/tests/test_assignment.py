@@ -195,13 +195,13 @@ def test_nested_labels_follow_the_most_likely_group_of_every_stage() -> None:
 
 def test_chains_that_do_not_fit_are_refused() -> None:
     first, second, third = chain().stages
-    with pytest.raises(ValueError, match="at least one assignment; got none"):
+    with pytest.raises(ValueError, match="assignments must hold at least one Assignment; got none"):
         compose([])
-    with pytest.raises(TypeError, match="compose takes Assignments; got Tensor"):
+    with pytest.raises(TypeError, match=r"assignments\[1\] must be an Assignment; got Tensor"):
         compose([first, torch.ones(2, 2)])
     with pytest.raises(ValueError, match=r"stage 0 with groups \(5, 7\) for batch 2, stage 1 with tokens \(3, 4\)"):
         compose([first, third])
-    with pytest.raises(ValueError, match="the groups of each stage must be the tokens of the next"):
+    with pytest.raises(ValueError, match="assignments must fit, the groups of each being the tokens of the next"):
         compose([second, first])
     halved = pytree.tree_map(lambda leaf: leaf if leaf is None else leaf[:1], second)
     with pytest.raises(ValueError, match=r"for batch 2.* for batch 1"):

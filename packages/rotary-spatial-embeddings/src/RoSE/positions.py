@@ -178,6 +178,7 @@ def as_grid(
         ValueError: A grid given twice or not at all, or one that does not fit.
     """
     spacing_name, shape_name, grid_name = names
+    said_by = shape_name if grid is None else grid_name
     if grid is not None:
         if not isinstance(grid, Grid):
             raise TypeError(f"{grid_name} must be a RoSE.Grid; got {type(grid).__name__}")
@@ -197,8 +198,7 @@ def as_grid(
         grid = Grid.derived(shape, steps, (0.0,) * spatial_dims)
     if grid.size != tokens:
         raise ValueError(
-            f"{shape_name} must have one point for each of the {tokens} tokens; "
-            f"got {grid.shape} with {grid.size} points"
+            f"{said_by} must have one point for each of the {tokens} tokens; got {grid.shape} with {grid.size} points"
         )
     return grid
 

@@ -178,7 +178,6 @@ class Assignment(Movable, ABC):
     def matrix(self, *, per_head: bool = False) -> Tensor:
         """A itself, (B, N_in, N_out), or that of every head (B, H, N_in, N_out); for small grids."""
 
-    @abstractmethod
     def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
         """Most likely group of every fine token, without the matrix.
 
@@ -192,7 +191,12 @@ class Assignment(Movable, ABC):
         Returns:
             (B, N_in) int64, or (B, H, N_in) per head; -1 for tokens that belong to nobody (not valid, or NaN), and
             where a nested way ends at a group that is not valid.
+
+        Raises:
+            TypeError: ``nested`` or ``per_head`` is not True or False.
+            ValueError: heads of a chain are asked for.
         """
+        return self._labels(require_flag("nested", nested), require_flag("per_head", per_head))
 
     def usage(self, *, nested: bool = False) -> Usage:
         """Mass of every group, and how many groups are nobody's most likely one (:meth:`labels`)."""
@@ -211,6 +215,10 @@ class Assignment(Movable, ABC):
         tokens is no boundary, as the edge of the grid is none.
         """
         return label_boundaries(self.labels(nested=nested).reshape(self.batch_size, *self.input_shape))
+
+    @abstractmethod
+    def _labels(self, nested: bool, per_head: bool) -> Tensor:
+        """:meth:`labels` for checked flags."""
 
     @abstractmethod
     def _upsample(self, values: Tensor, per_head: bool) -> Tensor:

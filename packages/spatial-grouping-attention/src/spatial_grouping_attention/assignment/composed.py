@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from RoSE.validation import require_flag
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -73,14 +74,14 @@ class ComposedAssignment(Assignment):
 
     def matrix(self, *, per_head: bool = False) -> Tensor:
         """The product of the stages' matrices, (B, N_in, N_out); for small grids."""
-        if per_head:
+        if require_flag("per_head", per_head):
             return self._single().matrix(per_head=True)
         product = self.stages[-1].matrix()
         for stage in reversed(self.stages[:-1]):
             product = stage.upsample(product)
         return product
 
-    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
+    def _labels(self, nested: bool, per_head: bool) -> Tensor:
         """Most likely last group of every first token, through all memberships in between or stage by stage."""
         if per_head or len(self.stages) == 1:
             return self._single().labels(nested=nested, per_head=per_head)
@@ -114,18 +115,18 @@ def compose(assignments: Sequence[Assignment]) -> ComposedAssignment:
         TypeError: an entry is not an Assignment.
         ValueError: there is none, or two neighbouring stages do not fit.
     """
-    if isinstance(assignments, Assignment):
-        raise TypeError("compose takes a sequence of Assignments; got a single one")
+    if isinstance(assignments, Assignment) or not isinstance(assignments, Iterable):
+        raise TypeError(f"assignments must be a sequence of Assignments; got {type(assignments).__name__}")
     stages = tuple(assignments)
     if not stages:
-        raise ValueError("compose needs at least one assignment; got none")
-    for stage in stages:
+        raise ValueError("assignments must hold at least one Assignment; got none")
+    for i, stage in enumerate(stages):
         if not isinstance(stage, Assignment):
-            raise TypeError(f"compose takes Assignments; got {type(stage).__name__}")
+            raise TypeError(f"assignments[{i}] must be an Assignment; got {type(stage).__name__}")
     for i, (fine, coarse) in enumerate(itertools.pairwise(stages)):
         if fine.output_shape != coarse.input_shape or fine.batch_size != coarse.batch_size:
             raise ValueError(
-                f"the groups of each stage must be the tokens of the next; got stage {i} with groups "
+                f"assignments must fit, the groups of each being the tokens of the next; got stage {i} with groups "
                 f"{fine.output_shape} for batch {fine.batch_size}, stage {i + 1} with tokens {coarse.input_shape} "
                 f"for batch {coarse.batch_size}"
             )

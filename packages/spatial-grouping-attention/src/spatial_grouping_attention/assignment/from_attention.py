@@ -94,8 +94,8 @@ class AttentionAssignment(AssignmentOfHeads):
         grouped = group(self._operands(values), self.backend)
         return grouped.out, grouped.log_mass
 
-    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
-        """Most likely group of every fine token, (B, N_in) int64 or (B, H, N_in) per head, tile by tile."""
+    def _labels(self, nested: bool, per_head: bool) -> Tensor:
+        """Most likely group of every fine token, tile by tile."""
         return labels(self._operands(self.q), per_head=per_head)  # whose values do not matter here
 
     def _operands(self, values: Tensor) -> Operands:

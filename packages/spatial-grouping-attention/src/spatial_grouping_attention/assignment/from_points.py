@@ -87,8 +87,8 @@ class DeformableAssignment(AssignmentOfHeads):
         values = _blanked(values, self.valid)
         return deformable.spread(self.log_shares, self.points, values, self._groups())
 
-    def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
-        """Most likely group of every fine token, (B, N_in) int64 or (B, H, N_in) per head."""
+    def _labels(self, nested: bool, per_head: bool) -> Tensor:
+        """Most likely group of every fine token."""
         return deformable.labels(self.log_shares, self.points, self._groups(), per_head=per_head)
 
     def _groups(self) -> deformable.Lattice:

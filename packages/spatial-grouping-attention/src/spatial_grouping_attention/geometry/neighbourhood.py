@@ -17,6 +17,9 @@ Ints = int | Sequence[int]
 # Entries per axis, the fields of a relation. (Counted here: a compiler does not know the fields of a class.)
 _COLUMNS = 7
 
+# Places are products of two entries, and must fit 64 bits.
+_LARGEST = 2**31 - 1
+
 # Smallest value of every entry besides the shapes; the order is that of the fields.
 _MINIMA = {"stride": 1, "kernel_size": 1, "padding": 0, "window": 1, "dilation": 1}
 
@@ -40,7 +43,8 @@ class Neighbourhood:
 
     Raises:
         TypeError: an entry is not an integer.
-        ValueError: an entry is out of range, ``window`` is even, or ``output_shape`` is not the convolution's.
+        ValueError: an entry is out of range (2**31 - 1 is the largest), ``window`` is even, or ``output_shape`` is not
+            the convolution's.
     """
 
     input_shape: tuple[int, ...]
@@ -59,6 +63,9 @@ class Neighbourhood:
         object.__setattr__(self, "output_shape", require_shape("output_shape", self.output_shape, ndim))
         for name, minimum in _MINIMA.items():
             entries = require_ints(name, getattr(self, name), ndim, minimum=minimum)
+            # A compiler's entries are symbols, which must not be compared.
+            if not torch.compiler.is_compiling() and max(entries) > _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST}; got {max(entries)}")
             object.__setattr__(self, name, require_odd(name, entries) if name == "window" else entries)
         for axis in self.axes:
             expected = output_size(axis.size, axis.kernel, axis.stride, axis.padding)

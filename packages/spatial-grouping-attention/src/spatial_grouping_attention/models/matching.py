@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from RoSE.validation import require_boolean, require_int, require_integral, require_real, require_sizes
 from torch import Tensor, nn
 
-from .output import SegmentationOutput
+from .output import SegmentationOutput, candidates_of
 from .panoptic import wide
 
 # Memberships closer to 1 than this count as this far: what belongs to others has a finite logarithm.
@@ -105,16 +105,15 @@ class SetMatchingLoss(nn.Module):
             ValueError: shapes disagree, a label is out of range, the output has no candidates or is not finite.
             ImportError: scipy is not installed.
         """
-        if output.candidates is None or output.class_logits is None:
-            raise ValueError("output must come from a network with num_candidates; got one without candidates")
-        class_logits = output.class_logits.to(wide(output.class_logits.dtype))
+        candidates, class_logits = candidates_of(output)
+        class_logits = class_logits.to(wide(class_logits.dtype))
         objects = self._batch(output, targets)
-        slots = self._slots(output, class_logits, objects)
-        chosen = output.candidates.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
+        slots = self._slots(output, candidates, class_logits, objects)
+        chosen = candidates.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         masks, dice = mask_losses(output.masks_of(chosen).flatten(2), objects.masks, _valid_pixels(output))
         pairs = slots >= 0
         sums = (
-            *self._classes(output.candidates, class_logits, objects.labels, slots),
+            *self._classes(candidates, class_logits, objects.labels, slots),
             *(losses.masked_select(pairs).sum() for losses in (masks, dice)),
             pairs.sum(),
         )
@@ -127,10 +126,15 @@ class SetMatchingLoss(nn.Module):
     def _batch(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> Objects:
         """All images' objects that have a valid pixel: labels (B, K), -1 for none, and masks (B, K, pixels)."""
         batch, size = output.logits.shape[0], tuple(output.logits.shape[2:])
+        if isinstance(targets, (str, Tensor)) or not isinstance(targets, Sequence):
+            raise TypeError(f"targets must be a list of Objects, one per image; got {type(targets).__name__}")
         if len(targets) != batch:
             raise ValueError(f"targets must have one entry per image, {batch}; got {len(targets)}")
         valid, images = _valid_pixels(output), []
-        for i, (labels, masks) in enumerate(targets):
+        for i, pair in enumerate(targets):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(f"targets[{i}] must be Objects, labels and masks; got {type(pair).__name__}")
+            labels, masks = pair
             self._require_objects(f"targets[{i}]", labels, masks, size)
             seen = masks.flatten(1) & valid[i]
             kept = seen.any(1)
@@ -151,13 +155,14 @@ class SetMatchingLoss(nn.Module):
             raise ValueError(f"labels of {name} must be in [0, {self.num_classes}); got {sorted(set(labels.tolist()))}")
 
     @torch.no_grad()
-    def _slots(self, output: SegmentationOutput, class_logits: Tensor, objects: Objects) -> Tensor:
+    def _slots(
+        self, output: SegmentationOutput, candidates_of_all: Tensor, class_logits: Tensor, objects: Objects
+    ) -> Tensor:
         """Match every image's objects with its candidates: which of these is whose, (B, K), -1 for none."""
-        assert output.candidates is not None
         slots = torch.full_like(objects.labels, -1)
         for i, (inside, mass) in enumerate(zip(*overlaps(output, objects.masks), strict=True)):
-            candidates, wanted = (output.candidates[i] >= 0).nonzero().squeeze(1), objects.labels[i] >= 0
-            groups, labels = output.candidates[i, candidates], objects.labels[i, wanted]
+            candidates, wanted = (candidates_of_all[i] >= 0).nonzero().squeeze(1), objects.labels[i] >= 0
+            groups, labels = candidates_of_all[i, candidates], objects.labels[i, wanted]
             dice = dice_loss(inside[groups][:, wanted], mass[groups].unsqueeze(1), objects.masks[i, wanted].sum(1))
             cost = self.dice_weight * dice - self.class_weight * class_logits[i, candidates].softmax(-1)[:, labels]
             rows, columns = match(cost)

@@ -95,6 +95,20 @@ class SegmentationOutput(Output):
         return PixelMemberships(self.assignments, self.grids[0], self.stem_stride, size, self.valid)
 
 
+def candidates_of(output: SegmentationOutput) -> tuple[Tensor, Tensor]:
+    """The candidates of an output and their classes.
+
+    Raises:
+        TypeError: it is no output of a network.
+        ValueError: there are none.
+    """
+    if not isinstance(output, SegmentationOutput):
+        raise TypeError(f"output must be a SegmentationOutput; got {type(output).__name__}")
+    if output.candidates is None or output.class_logits is None:
+        raise ValueError("output must come from a network with num_candidates; got one without candidates")
+    return output.candidates, output.class_logits
+
+
 def _flatten(output: SegmentationOutput) -> tuple[list[Any], None]:
     # A grid is no pytree: its parts are taken along, where they may be tensors.
     grids = [[grid.shape, grid.spacing, grid.origin] for grid in output.grids]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from RoSE import Grid
-from RoSE.validation import require_int
+from RoSE.validation import require_floating, require_int, require_sizes
 from torch import Tensor, nn
 
 from ..assignment import Assignment, compose
@@ -113,6 +113,10 @@ class PixelMemberships:
     def sum(self, values: Tensor) -> Tensor:
         """Sum values of the pixels (B, C, *size) over the members of every group (B, N_out, C); without gradient."""
         chain = compose(self.assignments)
+        axes = ("depth", "height", "width")[-len(self.size) :]
+        sizes = dict(zip(axes, self.size, strict=True))
+        pattern = " ".join(("B", "C", *axes))
+        require_sizes("values", require_floating("values", values), pattern, B=chain.batch_size, **sizes)
         # Interpolation is linear, so its gradient is its adjoint.
         rows = values.new_zeros(chain.batch_size, chain.num_inputs, values.shape[1], requires_grad=True)
         with torch.enable_grad():

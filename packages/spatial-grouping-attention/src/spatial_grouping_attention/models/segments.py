@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from RoSE.validation import require_int, require_real
 from torch import Tensor
 
-from .output import SegmentationOutput
+from .output import SegmentationOutput, candidates_of
 
 
 class PanopticSegments(NamedTuple):
@@ -65,8 +65,7 @@ def panoptic_segments(
         TypeError: an argument has the wrong type.
         ValueError: there are no candidates, or an argument is out of range.
     """
-    if output.candidates is None or output.class_logits is None:
-        raise ValueError("output must come from a network with num_candidates; got one without candidates")
+    candidates, class_logits = candidates_of(output)
     require_real("min_score", min_score, minimum=0.0, maximum=1.0)
     require_real("min_overlap", min_overlap, minimum=0.0, maximum=1.0)
     if min_size is None:
@@ -76,11 +75,11 @@ def panoptic_segments(
     semantic = output.logits.argmax(1)
     if output.valid is not None:
         semantic = semantic.masked_fill(~output.valid, -1)
-    scores, classes = output.class_logits.float().softmax(-1)[..., :-1].max(-1)
-    kept = (output.candidates >= 0) & countable[classes] & (scores > min_score)
+    scores, classes = class_logits.float().softmax(-1)[..., :-1].max(-1)
+    kept = (candidates >= 0) & countable[classes] & (scores > min_score)
     order = scores.masked_fill(~kept, -1.0).argsort(dim=1, descending=True, stable=True)[:, : int(kept.sum(1).max())]
     scores, classes, kept = (x.gather(1, order) for x in (scores, classes, kept))
-    members = output.masks_of(output.candidates.gather(1, order).masked_fill(~kept, -1)).exp()
+    members = output.masks_of(candidates.gather(1, order).masked_fill(~kept, -1)).exp()
     found = []
     for i, map_of_classes in enumerate(semantic):
         n = int(kept[i].sum())
@@ -94,6 +93,8 @@ def panoptic_segments(
 
 def _countable(things: Sequence[int] | None, num_classes: int) -> Tensor:
     """Which classes have instances, (num_classes,) boolean."""
+    if things is not None and not isinstance(things, Iterable):
+        raise TypeError(f"things must be a list of classes; got {things!r}")
     kinds = range(1, num_classes) if things is None else [require_int("things", kind, minimum=0) for kind in things]
     if any(kind >= num_classes for kind in kinds):
         raise ValueError(f"things must be below the number of classes, {num_classes}; got {list(kinds)}")
