@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +157,118 @@ def test_keywords_of_a_call_win_over_the_saved_ones(tmp_path: Path) -> None:
     model = make(**SMALL)
     model.save_pretrained(tmp_path)
     assert torch.equal(seen(load(tmp_path, spacing=0.5, reference_spacing=1.0), None), seen(model, 0.5))
+
+
+def save_in_a_child(save: Callable[[], None]) -> int:
+    """How a process ends that saves; it shares the files with this one, and nothing else."""
+    child = multiprocessing.get_context("fork").Process(target=save)
+    child.start()
+    child.join(60)
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def saved(folder: Path) -> tuple[GroupingViT, GroupingViT]:
+    """A network that was saved, and another one like it."""
+    old, new = make(**SMALL), make(**SMALL)
+    with torch.no_grad():
+        new.stem.proj.weight.add_(1.0)
+    old.save_pretrained(folder)
+    return old, new
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize("moment", ["while weights are written", "before the first file", "between files"])
+def test_a_program_that_is_killed_leaves_a_whole_network(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = saved(tmp_path)
+    replace, before = os.replace, [] if moment == "before the first file" else [None]
+
+    def at_last(*files: Any) -> None:
+        before.pop() if before else die()
+        if moment == "between files":
+            replace(*files)
+
+    def half(_: object, file: str, **__: object) -> None:
+        Path(file).write_bytes(b"half of it")
+        die()
+
+    with monkeypatch.context() as patch:
+        if moment == "while weights are written":
+            patch.setattr("safetensors.torch.serialize_file", half)
+        else:
+            patch.setattr(os, "replace", at_last)
+        assert save_in_a_child(lambda: new.save_pretrained(tmp_path)) == -signal.SIGKILL
+    found = new if moment == "between files" else old
+    assert torch.equal(seen(load(tmp_path)), seen(found))
+    new.save_pretrained(tmp_path)
+    assert torch.equal(seen(load(tmp_path)), seen(new))
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_full_disk_leaves_the_old_network(tmp_path: Path) -> None:
+    """The system does not let files of the process grow."""
+    import resource
+
+    old, new = saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def save() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        with pytest.raises(OSError, match="cannot write .*; what was there is unchanged"):
+            new.save_pretrained(tmp_path)
+
+    assert save_in_a_child(save) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert torch.equal(seen(load(tmp_path)), seen(old))
+
+
+def test_a_readme_that_people_wrote_stays(tmp_path: Path) -> None:
+    _, new = saved(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    new.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_weights_that_were_cut_off_are_named(part: float, tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ValueError, match=r"model\.safetensors must be whole; got a file that cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b"3"])
+def test_a_config_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json must be (JSON|a JSON object); got a"):
+        load(tmp_path)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load(tmp_path)
+
+
+def test_pushing_saves_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spatial_grouping_attention.models.hub import PretrainedGroupingViT
+
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(PretrainedGroupingViT, "push_to_hub", lambda _, **options: said.update(options) or "address")
+    network = make(**SMALL)
+    assert network.save_pretrained(tmp_path / "net", push_to_hub=True, private=True) == "address"
+    assert said == {"repo_id": "net", "private": True}
+    assert torch.equal(seen(load(tmp_path / "net")), seen(network))

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from RoSE.validation import require_choice
+from safetensors import SafetensorError
 
 from .presets import SETTINGS, settings_of
 from .vit import GroupingViT
@@ -29,6 +33,9 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
 
     ``config.json`` holds every argument that the network has, also those that were left at the defaults of then: a
     saved network stays what it is when defaults and presets change.
+
+    A network that is saved in the place of another replaces it file by file, each when it is whole and on the disk: a
+    program that is killed, or has no room left, leaves the other one.
 
     Args:
         spatial_dims: axes of the images: 1, 2 or 3.
@@ -58,6 +65,38 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
         self.preset = preset
         self._hub_mixin_config = {**first, "preset": preset, **arguments, "dtype": _name_of(made["dtype"])}
 
+    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **options: Any) -> str | None:
+        """Save the network in a folder; options are those of the mixin.
+
+        Raises:
+            OSError: a file cannot be written; what the folder held is as it was.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a program that was killed
+            shutil.rmtree(leftover)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as made:
+            try:
+                super().save_pretrained(made, **options)
+            except SafetensorError as problem:
+                raise OSError(f"cannot write {folder}: {problem}; what was there is unchanged") from problem
+            _move(Path(made), folder)
+        if not push_to_hub:
+            return None
+        address: str = self.push_to_hub(**{**options, "repo_id": options.get("repo_id") or folder.name})
+        return address
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> PretrainedGroupingViT:
+        """Load a network from a folder or from the hub; options are those of the mixin, and arguments that win.
+
+        Raises:
+            ValueError: ``config.json`` or the weights cannot be read, or are those of something else.
+        """
+        _require_readable(Path(pretrained_model_name_or_path) / "config.json")
+        network: PretrainedGroupingViT = super().from_pretrained(pretrained_model_name_or_path, **options)
+        return network
+
     def _save_pretrained(self, save_directory: Path) -> None:
         # The network may have been cast since.
         config: Any = self._hub_mixin_config
@@ -81,6 +120,14 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
         return network
 
     @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, *where: Any) -> PretrainedGroupingViT:
+        try:
+            network: PretrainedGroupingViT = super()._load_as_safetensor(model, model_file, *where)
+        except SafetensorError as problem:
+            raise ValueError(f"{model_file} must be whole; got a file that cannot be read ({problem})") from problem
+        return network
+
+    @classmethod
     def _load_as_pickle(cls, *_: Any) -> PretrainedGroupingViT:
         raise ValueError("weights must be model.safetensors; got pytorch_model.bin, a pickle, which is not read")
 
@@ -94,6 +141,30 @@ _DEFAULTS = {
 }
 _PLACES = ("model_id", "revision", "cache_dir", "force_download", "local_files_only", "token")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+# Beside the files to be, and so on the same disk.
+_UNFINISHED = ".unfinished-"
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Put files in the place of others, the weights first: without them there would be nothing to describe."""
+    for file in sorted(made.iterdir(), key=lambda file: file.suffix != ".safetensors"):
+        if file.name == "README.md" and (folder / file.name).exists():  # which people write in
+            continue
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(file, folder / file.name)
+
+
+def _require_readable(path: Path) -> None:
+    """Refuse a configuration that is no JSON object; one that is not there is told of elsewhere."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as problem:
+        raise ValueError(f"{path} must be JSON; got a file that cannot be read as such ({problem})") from problem
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object; got a {type(content).__name__}")
 
 
 def _plain(name: str, value: Any) -> Any:
