@@ -40,8 +40,12 @@ BLOCKS: dict[str, dict[str, Callable[[Results], str]]] = {
         "segments": lambda r: tables.segments(r, STAGES),
     },
     "spacing": {
-        name.replace(",", ""): lambda r, name=name: tables.at_spacings(r, name)  # type: ignore[misc]
+        name.replace(",", ""): lambda r, name=name: tables.at_spacings(r, "spacing", name)  # type: ignore[misc]
         for name in SETS
+    }
+    | {
+        "primus": lambda r: tables.at_spacings(r, "primus", "hippocampus"),
+        "primus mixed": lambda r: tables.at_spacings(r, "primus", "hippocampus, mixed"),
     },
     "frequencies": {
         "made": lambda r: tables.frequencies(r, "radii, mixed"),

@@ -115,14 +115,14 @@ def segments(results: Results, stages: Sequence[str]) -> str:
     return markdown(["accuracy / spilled", *stages], lines) if lines else ""
 
 
-def at_spacings(results: Results, data: str) -> str:
+def at_spacings(results: Results, experiment: str, data: str) -> str:
     """What was trained on a set, at every spacing that is tested; as it is / resampled to the training's."""
     lines, tests = [], []
-    for method in methods_of(results, "spacing", [data]):
-        seeds = results["spacing", data, method]
+    for method in methods_of(results, experiment, [data]):
+        seeds = results[experiment, data, method]
         tests = tests or [n for n in next(iter(seeds.values()))["scores"] if not n.endswith(", resampled")]
         pairs = [
-            [spread(of_score(results, "spacing", data, method, n)) for n in (test, f"{test}, resampled")]
+            [spread(of_score(results, experiment, data, method, n)) for n in (test, f"{test}, resampled")]
             for test in tests
         ]
         lines.append([f"{method} ({len(seeds)})", *(" / ".join(pair) for pair in pairs)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from shapes import FAMILIES
 EXPERIMENTS = {"masks": masks, "spacing": spacing, "frequencies": frequencies}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[Run, dict[str, Any]]:
+def main(
+    arguments: Sequence[str] | None = None, experiments: Mapping[str, Any] = EXPERIMENTS
+) -> dict[Run, dict[str, Any]]:
     """Do what is missing; returns all results that were asked for."""
     parser = argparse.ArgumentParser(description="Run what has not been run yet.")
     add = parser.add_argument
     add("--data", type=Path, help="folder of real images; without it, only images that are made")
-    add("--only", nargs="+", choices=sorted(EXPERIMENTS), default=list(EXPERIMENTS), help="(default: all)")
+    add("--only", nargs="+", choices=sorted(experiments), default=list(experiments), help="(default: all)")
     add("--seeds", type=int, default=5, help="at the most (default: %(default)s)")
     add("--steps", type=int, help="of training, in place of each experiment's own")
     add("--processes", type=int, default=2, help="of one thread each (default: %(default)s)")
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[Run, dict[str, Any]]:
     options = parser.parse_args(arguments)
     results = {}
     for name in options.only:
-        module = EXPERIMENTS[name]
+        module = experiments[name]
         runs = [run for run in module.runs(options.steps or module.STEPS) if run.seed < options.seeds]
         if options.data is None:
             runs = [run for run in runs if run.data.split(",")[0] in FAMILIES]

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import images
 import numpy as np
 import torch
-from images import Picture, averaged, axons, crops, hippocampus, resized
+from images import Picture, averaged, axons, crops, resized
 from positions import POSITIONS
 from runs import Run
 from scores import mean_iou
 from shapes import batch, picture
+from torch import nn
 from training import Batch, train
 
 STEPS = 400
@@ -31,7 +33,11 @@ def do(run: Run, data: Path | None) -> dict[str, Any]:
     """Train at the spacings of training; score at every other, as it is and resampled."""
     material = SETS_OF[run.data.split(",")[0]](run.data, data)
     torch.manual_seed(run.seed)
-    network = POSITIONS[run.method](len(material.side), material.spacing)
+    return measured(POSITIONS[run.method](len(material.side), material.spacing), material, run)
+
+
+def measured(network: nn.Module, material: Material, run: Run) -> dict[str, Any]:
+    """What a network has learned of a material after the steps of a run."""
     seconds = train(network, material.draw, run.steps, run.seed)
     scores = {}
     for name, pictures in material.tested.items():
@@ -92,10 +98,10 @@ def _axons(name: str, data: Path | None) -> Material:
     return material._replace(draw=draw)
 
 
-def _hippocampus(name: str, data: Path | None) -> Material:
+def hippocampus(name: str, data: Path | None) -> Material:
     """Every fourth is tested, with slices averaged along the first axis; "mixed" is trained on all of them."""
     assert data is not None, "--data must be a folder for real images"
-    pictures = hippocampus(data)
+    pictures = images.hippocampus(data)
     seen = [p for i, p in enumerate(pictures) if i % 4]
     unseen = pictures[::4]
     kinds = SLICES if name.endswith("mixed") else (1,)
@@ -108,4 +114,4 @@ def _middle(picture: Picture, most: int) -> Picture:
     return picture._replace(image=picture.image[(slice(None), *place)], labels=picture.labels[place])
 
 
-SETS_OF = {"radii": _radii, "axons and myelin": _axons, "hippocampus": _hippocampus}
+SETS_OF = {"radii": _radii, "axons and myelin": _axons, "hippocampus": hippocampus}
