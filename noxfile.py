@@ -5,6 +5,7 @@ Tests run on wheels built in the session, not on the source tree, so a file miss
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -138,9 +139,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy, strict, on both packages as installed."""
+    """Mypy: strict on both packages as installed; names, attributes and calls in tests, benchmarks and tools."""
     install(session, *build(session, ROSE, GROUPING), groups=("types",))
     session.run("mypy", "-p", "RoSE", "-p", "spatial_grouping_attention")
+    less = ("--config-file", str(ROOT / "tools" / "mypy_tests.toml"))
+    # One after the other: files of one name are in both folders of tests.
+    for folders in ((ROSE / "tests",), (GROUPING / "tests", ROOT / "benchmarks", ROOT / "tools")):
+        paths = os.pathsep.join(map(str, folders))
+        session.run("mypy", *less, *map(str, folders), env={"MYPYPATH": paths})
 
 
 @nox.session
@@ -305,6 +311,12 @@ def experiments(session: nox.Session) -> None:
     """Train whatever has no result yet: ``nox -s experiments -- --data DIR``."""
     install_training(session)
     session.run("python", str(ROOT / "experiments" / "main.py"), *session.posargs, env=PINNED)
+    # Primus needs timm, and that needs torchvision, which nothing above may meet. It learns from real images only.
+    if "--data" in session.posargs and "--only" not in session.posargs:
+        install_peers(session)
+        install(session, "--no-deps", "dynamic-network-architectures")
+        install(session, "pytest", "einops")
+        session.run("python", str(ROOT / "experiments" / "primus.py"), *session.posargs, env=PINNED)
 
 
 @nox.session

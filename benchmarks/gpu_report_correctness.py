@@ -146,7 +146,7 @@ def check_grouping(check: Check) -> tuple[float, float]:
         generator = torch.Generator(device=DEVICE).manual_seed(2)
         for name, size in (("valid", inputs), ("valid_groups", number)):
             masks[name] = torch.rand(2, size, device=DEVICE, generator=generator) < 0.8
-    x = Operands(*leaves[:3], relation, check.size**-0.5, **masks)
+    x = Operands(*leaves[:3], relation, check.size**-0.5, **masks)  # type: ignore[call-arg]
     wide = [tensor.detach().double().requires_grad_() for tensor in leaves]
     got = both_ways(lambda *given: operate(check, check.engine, x, list(given)), leaves)
     want = both_ways(lambda *given: operate(check, "reference", x, list(given)), wide)
@@ -194,7 +194,7 @@ def memory() -> dict[str, Any] | None:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            out, _ = grouping_attention(*leaves, neighbourhood, backend=backend)
+            out, _ = grouping_attention(*leaves, neighbourhood, backend=backend)  # type: ignore[call-arg]
             torch.autograd.grad(out.sum(), leaves)
             used[backend] = torch.cuda.max_memory_allocated() - before
     matrix = 8 * 4096 * 16384 * 2

@@ -1,14 +1,15 @@
 """A package's tests are run by the same rules from the repository and from its own folder."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10, where pytest brings the same under another name
+else:  # where pytest brings the same under another name
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]

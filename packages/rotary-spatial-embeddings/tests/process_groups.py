@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 
 @contextmanager
-def process_group(store: dist.Store | None = None, rank: int = 0, size: int = 1) -> Iterator[None]:
+def process_group(store: dist.Store | None = None, rank: int = 0, size: int = 1) -> Iterator[None]:  # type: ignore[name-defined]
     """Take part in a group of gloo; of one process where nothing else is said.
 
     Modules that hold the group must be out of reach when this is left: where one of them is its last hold, the

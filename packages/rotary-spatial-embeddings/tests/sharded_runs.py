@@ -69,7 +69,8 @@ def by_parameter(mixed: bool, together: bool, *units: type[nn.Module]) -> Callab
         for module in model.modules():
             if isinstance(module, units):
                 fully_shard(module, mp_policy=policy)
-        return fully_shard(model, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        return model
 
     return shard
 

@@ -64,7 +64,7 @@ def test_places_learn_and_compile() -> None:
     cases.compiled_once(model, lambda m, x: m(x), rope, X)
     cases.wave_vectors_learn(model, rope, X)
 
-    def make(reference: float) -> tuple[nn.Module, PrimusRope]:
+    def make(reference: float) -> tuple[nn.Module, Any]:
         fitted = primus_with_rose(reference_spacing=reference)
         return fitted, fitted.eva.rope
 

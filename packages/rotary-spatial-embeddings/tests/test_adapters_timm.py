@@ -84,7 +84,7 @@ def test_places_learn_and_compile(name: str) -> None:
     cases.compiled_once(model, lambda m, x: m(x), model.rope, X)
     cases.wave_vectors_learn(model, model.rope, X)
 
-    def make(reference: float) -> tuple[nn.Module, TimmRope]:
+    def make(reference: float) -> tuple[nn.Module, Any]:
         model.rope = TimmRope.for_model(model, reference_spacing=reference)
         fitted = copy.deepcopy(model)
         return fitted, fitted.rope

@@ -271,7 +271,7 @@ def test_the_check_of_the_rotation_passes(monkeypatch: pytest.MonkeyPatch) -> No
     agreement.check_rotation(torch.device("cpu"))
 
 
-def wrong(*arguments: object) -> None:
+def wrong(*arguments: torch.Tensor) -> None:
     arguments[2].fill_(1.0)
 
 

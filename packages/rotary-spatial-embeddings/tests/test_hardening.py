@@ -60,3 +60,29 @@ def test_a_grid_that_does_not_fit_is_called_what_the_caller_calls_it() -> None:
         R(X, coordinates=Grid(3))
     with pytest.raises(ValueError, match=r"grid_shape must have one point for each of the 4 tokens; got \(3,\)"):
         R(X, grid_shape=3)
+
+
+@pytest.mark.parametrize("far", [1e101, -1.7e308, torch.tensor([1e101]), torch.tensor([-1e300], dtype=torch.float64)])
+def test_positions_whose_products_would_be_infinite(far: object) -> None:
+    far = far.double() if isinstance(far, torch.Tensor) else far
+    with pytest.raises(ValueError, match=r"origin must be (at most 1e\+100 in size|finite); got"):
+        Grid(4, 1.0, far)
+    points = torch.ones(4, 1, dtype=torch.float64) * far
+    with pytest.raises(ValueError, match=r"coordinates must be finite, at most 1e\+100 in size; got"):
+        R(X, coordinates=points)
+
+
+@pytest.mark.filterwarnings("ignore::RoSE.AliasingWarning")
+def test_the_farthest_positions_have_angles() -> None:
+    assert R(X, 1e100).isfinite().all()
+    assert R(X, coordinates=Grid(4, torch.tensor([1e100], dtype=torch.float64), -1e100)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"reference_spacing": 1e-300}, {"wavelengths": (1e-300, 1.0)}, {"init_jitter_std": 1e300}]
+)
+def test_wave_vectors_that_no_parameter_holds(wrong: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"reference_spacing or wavelengths must be large .* below 3.40282e\+38; got"):
+        RotarySpatialEmbedding(8, 2, 1, **wrong)
+    RotarySpatialEmbedding(8, 2, 1, reference_spacing=1e-300, dtype=torch.float64)

@@ -226,7 +226,7 @@ def test_more_samples_than_a_launch_holds(device: str, monkeypatch: pytest.Monke
     batch = 5 if device == "cpu" else 70_000
     leaves = [x.requires_grad_() for x in operands(batch=batch, tokens=3, batched=True, device=device)]
     got = kernels.rotate_positions(*leaves)
-    want = [by_formula(x, *leaves[2:], 0, True) for x in leaves[:2]]
+    want = [by_formula(x, leaves[2], leaves[3], 0, True) for x in leaves[:2]]
     grads = [torch.randn_like(x) for x in got]
     mine = torch.autograd.grad(got, leaves, grads)
     theirs = torch.autograd.grad(want, leaves, [g.double() for g in grads])
@@ -308,7 +308,7 @@ def test_compiled_whole_is_the_same_forward_and_backward(device: str, compiler: 
 @everywhere
 def test_exported_with_any_batch_size(device: str) -> None:
     class Rotation(torch.nn.Module):
-        def forward(self, q: Tensor, k: Tensor, coordinates: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(self, q: Tensor, k: Tensor, coordinates: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor | None]:
             return kernels.rotate_positions(q, k, coordinates, freqs)
 
     batch = torch.export.Dim("batch", min=1, max=64)

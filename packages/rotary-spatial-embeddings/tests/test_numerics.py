@@ -91,5 +91,5 @@ def test_scores_of_half_inputs_stay_close_to_float64() -> None:
     attention = RoSEMultiHeadCrossAttention(64, 4, 2, scale=0.25)
     q, k, v = torch.randn(3, 1, 100, 64).unbind()
     exact = attention.attend(q.double(), k.double(), v.double(), 0.5, (10, 10))
-    half = attention.attend(*(t.bfloat16() for t in (q, k, v)), 0.5, (10, 10))
+    half = attention.attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.5, (10, 10))
     assert relative_error(half, exact) < 1e-2

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -244,9 +245,9 @@ print(f"Transformer output shape: {result.shape}")
 '''
 
 
-def run(code: str, device: str = "cpu") -> tuple[dict[str, object], str]:
+def run(code: str, device: str = "cpu") -> tuple[dict[str, Any], str]:
     """Execute an example; its names and what it printed."""
-    names: dict[str, object] = {"__name__": "example"}
+    names: dict[str, Any] = {"__name__": "example"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), torch.device(device):
         exec(code, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_rates_are_those_of_the_fastest_waves_and_every_wave_has_one() -> None:
     groups = frequency_groups(model, 0.1)
     assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.025, 0.2])
     assert [group["weight_decay"] for group in groups] == [0.0] * 3
-    expected = [[model["one"].freqs, model["like the first"].freqs], [shared.freqs], [model["long"].freqs]]
+    expected: list[Any] = [[model["one"].freqs, model["like the first"].freqs], [shared.freqs], [model["long"].freqs]]
     assert [[id(p) for p in group["params"]] for group in groups] == [[id(p) for p in ps] for ps in expected]
     assert frequency_groups(nn.Linear(2, 2), 0.1) == []
 

@@ -183,7 +183,7 @@ C, A, B = RoSEMultiHeadCrossAttention(32, 2, 2), RoSEMultiHeadAttention(32, 2, 2
             ValueError,
             "max_score_bytes must be at least 1",
         ),
-        (lambda: RoSEMultiHeadCrossAttention(32, 2, feature_dims=3), TypeError, "feature_dims"),
+        (lambda: RoSEMultiHeadCrossAttention(32, 2, feature_dims=3), TypeError, "feature_dims"),  # type: ignore[call-arg]
         (lambda: A(X[..., :8], 1.0, (2, 3)), ValueError, r"x must have shape .*channels=32"),
         (lambda: A(X, 1.0, (2, 3), context=X[..., :8]), ValueError, r"context must have shape .*channels=32"),
         (lambda: RoSEMultiHeadAttention(32, 2, attn_dropout=1.5), ValueError, r"attn_dropout must be in \[0, 1\)"),

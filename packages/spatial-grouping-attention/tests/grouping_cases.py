@@ -10,6 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -175,7 +176,7 @@ class Case:
         masks = f"valid={valid}, valid_groups={groups}"
         return f"Case({sizes}, {biases or 'no bias'}, {masks}, scale={self.scale}, {self.neighbourhood})"
 
-    def _repr_pretty_(self, printer: object, cycle: bool) -> None:
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What hypothesis prints of a failing example."""
         printer.text(repr(self))
 

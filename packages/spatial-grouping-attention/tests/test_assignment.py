@@ -234,7 +234,7 @@ def test_groups_that_nobody_sees_get_nothing() -> None:
 def test_the_backend_of_the_layer_is_used(backend: str) -> None:
     auto, chosen = one("sparse"), one("sparse", backend=backend)
     values = random(2, auto.num_groups, 2)
-    assert chosen.backend == backend
+    assert chosen.backend == backend  # type: ignore[attr-defined]
     assert_near(chosen.upsample(values), auto.upsample(values), 1e-9)
 
 

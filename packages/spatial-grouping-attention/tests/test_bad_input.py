@@ -245,7 +245,7 @@ def test_origins_and_grids_below_the_kernel(variant: str) -> None:
 def test_a_grid_is_said_once(variant: str) -> None:
     prefix = "input_" if variant in VARIANTS else ""
     layer = VARIANTS[variant](8, 2, 3, 2) if variant in VARIANTS else WindowedSelfAttention(8, 2, 2, window=3)
-    cases = [
+    cases: list[tuple[dict[str, object], type[Exception], str]] = [
         ({"grid": Grid(GRID), "spacing": 1.0}, ValueError, f"{prefix}grid must be the only place that says the grid"),
         ({"grid": Grid(GRID), "grid_shape": GRID}, ValueError, f"{prefix}grid must be the only place"),
         ({"grid": Grid((54,))}, ValueError, rf"{prefix}grid must have 2 axes; got shape \(54,\)"),

@@ -28,7 +28,7 @@ def relation(form: str, *shape: int, stride: int = 2, kernel: int = 3, padding: 
     return Neighbourhood(shape, groups, stride, kernel, padding, window)
 
 
-def empty(neighbourhood: Neighbourhood, dtype: torch.dtype, heads: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def empty(neighbourhood: Neighbourhood, dtype: torch.dtype, heads: int = 2) -> tuple[torch.Tensor, ...]:
     """Queries and keys that say nothing."""
     return tuple(torch.zeros(1, heads, n, 4, dtype=dtype) for n in (neighbourhood.num_groups, neighbourhood.num_inputs))
 
@@ -123,7 +123,8 @@ def test_mapped_calls_have_factors_and_gradients_of_their_own(backend: str, form
     case = make_case(relation(form, 11), valid=valid, compact=True)
 
     def loss(q: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        return sum(finite(x).sin().sum() for x in group(replace(case, q=q, compactness=beta), backend))
+        terms = [finite(x).sin().sum() for x in group(replace(case, q=q, compactness=beta), backend)]
+        return torch.stack(terms).sum()
 
     qs, betas = (torch.stack([x, 0.5 * x, 2 * x]) for x in (case.q, case.compactness))
     for dims in ((0, 0), (None, 0), (0, None)):

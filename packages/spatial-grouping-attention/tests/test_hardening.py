@@ -9,7 +9,13 @@ from layer_cases import VARIANTS
 from RoSE import Grid
 from spatial_grouping_attention import DeformableAssignment, Neighbourhood, WindowedSelfAttention, compose, functional
 from spatial_grouping_attention.assignment import Assignment
-from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, SetMatchingLoss, panoptic_segments
+from spatial_grouping_attention.models import (
+    GroupingViT,
+    SegmentationOutput,
+    SetMatchingLoss,
+    objects_of,
+    panoptic_segments,
+)
 
 SEEN = Neighbourhood((6,), (3,), 2, 3, 1, 3)
 
@@ -88,6 +94,19 @@ OBJECTS = (torch.zeros(1, dtype=torch.int64), torch.ones(1, 6, dtype=torch.bool)
 )
 def test_what_is_no_output_and_no_target(call: Callable[[], object], words: str) -> None:
     with pytest.raises(TypeError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: SetMatchingLoss(3)(found(), [OBJECTS]), "num_classes must be the network's, 2; got 3"),
+        (lambda: objects_of(OBJECTS[0][None], 2**70), "classes must be at most 9223372036854775807; got"),
+        (lambda: panoptic_segments(found(), min_size=2**70), "min_size must be at most 9223372036854775807; got"),
+    ],
+)
+def test_numbers_that_do_not_fit(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         call()
 
 

@@ -93,7 +93,7 @@ def rebuilt(data: object, function: Callable[[torch.Tensor], torch.Tensor], data
             setattr(result, field.name, again(getattr(data, field.name)))
         return result
     if isinstance(data, Mapping):
-        return type(data)(OrderedDict((name, again(value)) for name, value in data.items()))
+        return type(data)(OrderedDict((name, again(value)) for name, value in data.items()))  # type: ignore[call-arg]
     if isinstance(data, (tuple, list)):
         return type(data)(map(again, data))
     return data

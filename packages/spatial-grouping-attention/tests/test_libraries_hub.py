@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_old_network(tmp_path: Path) -> None:
 
     def save() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-        with pytest.raises(OSError, match="cannot write .*; what was there is unchanged"):
+        with pytest.raises(OSError, match=r"cannot write .*; what was there is unchanged"):
             new.save_pretrained(tmp_path)
 
     assert save_in_a_child(save) == 0

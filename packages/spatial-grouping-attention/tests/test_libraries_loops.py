@@ -68,7 +68,7 @@ def plain(bf16: bool, accumulate: int) -> tuple[list[float], Weights]:
 def with_lightning(bf16: bool, accumulate: int, folder: Path, stop: int | None = None) -> tuple[list[float], Weights]:
     lightning = beside_torchvision("lightning")
 
-    class Task(lightning.LightningModule):
+    class Task(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.model, self.losses = nano(**OPTIONS), []

@@ -37,7 +37,7 @@ def test_planned_voxels_become_isotropic(ratio: float) -> None:
 def test_a_planned_network_runs() -> None:
     steps = plan((5.0, 0.5, 0.5), (6, 20, 20), 3).with_stem(1)
     assert steps == ((1, 2, 2), ((1, 2, 2), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)))
-    model = make(3, spacing=(5.0, 0.5, 0.5), **steps._asdict())
+    model = make(3, spacing=(5.0, 0.5, 0.5), **steps._asdict())  # type: ignore[attr-defined]
     image = image_of((3, 11, 9))
     output = model(image)
     assert [grid.shape for grid in output.grids] == [(3, 6, 5), (3, 3, 3), (3, 2, 2)]

@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,7 +226,7 @@ def test_python_threads_may_call_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not failures
 
 
-def _in_a_child(case: Case, want: Tensor, results: object) -> None:
+def _in_a_child(case: Case, want: Tensor, results: Any) -> None:
     torch.set_num_threads(2)
     results.put(torch.equal(call("group", case, "native")[0], want))
 

@@ -150,7 +150,7 @@ def test_values_that_are_alike_leave_gradients_exact(operator: str, dtype: torch
     gradients = []
     for module, kind in ((natten, dtype), (reference, torch.float64)):
         leaves = [x.to(kind).requires_grad_() for x in (q, k, values)]
-        operands = Operands(*leaves, seen, 0.25)
+        operands = Operands(*leaves, seen, 0.25)  # type: ignore[call-arg]
         out = module.assign(operands)[0] if operator == "assign" else module.pool(operands, None).out
         assert out.dtype == kind
         gradients.append(torch.autograd.grad(out, leaves, arriving.to(kind)))

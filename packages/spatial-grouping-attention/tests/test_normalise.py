@@ -37,10 +37,11 @@ def test_values_and_gradients(grid: tuple[int, ...], batch: int, image: str, gra
         norm.bias.normal_()
     x, arriving = torch.randn(2, batch, 8, *grid, dtype=torch.float64)
     results = []
-    for function in (lambda x: norm(x, torch.ones(batch, *grid, dtype=torch.bool) if valid else None), plain):
+    mask = torch.ones(batch, *grid, dtype=torch.bool) if valid else None
+    for function in (lambda norm, x: norm(x, mask), plain):
         own = function is plain
         leaf = (x if own else LAYOUTS[image](x)).detach().requires_grad_()
-        out = function(norm, leaf) if own else function(leaf)
+        out = function(norm, leaf)
         came = arriving if own else LAYOUTS[gradient](arriving)
         results.append((out, *torch.autograd.grad(out, (leaf, norm.weight, norm.bias), came)))
     for got, want in zip(*results, strict=True):

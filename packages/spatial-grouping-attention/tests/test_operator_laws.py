@@ -1,6 +1,7 @@
 """What must hold of grouping whatever computes it: conservation, symmetry, duality, and nothing out of nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -222,13 +223,13 @@ def test_autocast_leaves_sums_in_float32(backend: str) -> None:
         for mine, theirs in zip(got, want, strict=True):
             assert torch.equal(mine, theirs)
         assert torch.equal(pooled, functional.pool(case.q, case.k, case.v, case.lse, neighbourhood, backend=backend))
-        theirs = gradients(want, plain_leaves)
+        expected = gradients(want, plain_leaves)
         # Torch recommends to leave the context before backward; what is written by hand must not care.
         for inside in (False,) if BACKENDS[backend].twice else (False, True):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
-                mine = gradients(got, leaves, retain=True)
-            for name, grad in mine.items():
-                assert torch.equal(grad, theirs[name]), name
+                grads = gradients(got, leaves, retain=True)
+            for name, grad in grads.items():
+                assert torch.equal(grad, expected[name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -256,13 +257,14 @@ def test_no_samples_are_fine(backend: str) -> None:
 @pytest.fixture
 def poisoned() -> None:
     """Everything that torch allocates without filling it, also inside of its kernels, is full of NaN."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # whose attributes no type declares
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+    settings.fill_uninitialized_memory = before[1]
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -16,7 +16,7 @@ def sure_of(output: SegmentationOutput, labels: list[int]) -> tuple[Segmentation
     """Memberships made hard, classes of candidates and of their pixels certain; and whose the pixels are, from 0."""
     with torch.no_grad():
         for assignment in output.assignments:
-            assignment.q.mul_(1e4)
+            assignment.q.mul_(1e4)  # type: ignore[attr-defined]
     wanted = torch.tensor([labels] * len(output.logits))
     share, owners = output.mask_logits.max(1)
     owners = owners.where(share > -0.1, -1)

@@ -32,7 +32,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for the triton engine on CPU tensors; the names of its passes as they are called."""
     calls: list[str] = []
     module = ModuleType("stand_in")
-    module.refusals = tiled.refusals
+    module.refusals = tiled.refusals  # type: ignore[attr-defined]
 
     def counted(name: str):
         def function(*args: object) -> object:

@@ -87,10 +87,10 @@ def test_operands_may_lie_in_memory_in_any_way(device: str) -> None:
         got = call(operator, strided.with_leaves(leaves))
         for mine, theirs in zip(got, want[operator], strict=True):
             assert_near(mine.cpu(), theirs.cpu(), 1e-6, operator)
-        mine = gradients(tuple(x.cpu() for x in got), leaves)
-        theirs = gradients(tuple(x.cpu() for x in call(operator, case.with_leaves(plain_leaves))), plain_leaves)
-        for name, grad in mine.items():
-            assert_near(grad.cpu(), theirs[name].cpu(), 1e-5, f"{operator} gradient to {name}")
+        grads = gradients(tuple(x.cpu() for x in got), leaves)
+        expected = gradients(tuple(x.cpu() for x in call(operator, case.with_leaves(plain_leaves))), plain_leaves)
+        for name, grad in grads.items():
+            assert_near(grad.cpu(), expected[name].cpu(), 1e-5, f"{operator} gradient to {name}")
     pooled = call("group", strided)[0]
     assert pooled.transpose(1, 2).is_contiguous()
 
