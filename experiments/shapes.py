@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from images import Picture
 from numpy.random import Generator
-from skimage.measure import label
+from segmentation.instances import separate
+from torch.nn.functional import one_hot
 from training import Batch
 
 NOISE = 0.5  # standard deviation, where things are 1 brighter or darker than what is around them
@@ -25,8 +26,10 @@ def picture(family: str, rng: Generator, spacing: float = 1.0) -> Picture:
     brightness, classes = FAMILIES[family](y, x, scene)
     image = brightness + NOISE * noise.normal(size=brightness.shape)
     tensor = torch.from_numpy(image.astype(np.float32))[None]
-    objects = label(classes == 1).astype(np.int32) if family == "touching cells" else None
-    return Picture(family, tensor, torch.from_numpy(classes.astype(np.int64)), (spacing, spacing), objects)
+    labels = torch.from_numpy(classes.astype(np.int64))
+    # Walls are shared out among cells as those of predictions are.
+    objects = separate(one_hot(labels).movedim(-1, 0)) if family == "touching cells" else None
+    return Picture(family, tensor, labels, (spacing, spacing), objects)
 
 
 def batch(family: str, rng: Generator, number: int, spacing: float = 1.0) -> Batch:

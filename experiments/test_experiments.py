@@ -20,6 +20,8 @@ from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
 from reporting import blocks_of
 from runs import RESULTS, Run, complete, known, write
 from scores import segment_scores
+from segmentation.instances import separate
+from segmentation.metrics import instance_scores
 from shapes import FAMILIES, picture
 from training import Batch, vary
 
@@ -68,6 +70,15 @@ def test_a_scene_is_the_same_at_every_spacing(family: str) -> None:
     assert set(np.unique(fine.labels)) == {0, 1, 2}
     again = picture(family, np.random.default_rng(3), 0.5)
     assert torch.equal(again.image, fine.image)
+
+
+def test_cells_that_are_classified_without_error_are_found_without_error() -> None:
+    (one,) = [picture("touching cells", np.random.default_rng(0))]
+    assert one.objects is not None
+    assert one.objects.max() > 10
+    assert np.array_equal(one.objects > 0, one.labels.numpy() > 0)
+    scores = instance_scores([separate(torch.nn.functional.one_hot(one.labels).movedim(-1, 0))], [one.objects])
+    assert scores["AP@0.75"] == 1.0
 
 
 def test_thicker_slices_are_means_and_cover_as_much() -> None:
