@@ -394,13 +394,14 @@ def supply(session: nox.Session) -> None:
     session.run("virtualenv", "--quiet", "--clear", "--no-pip", str(environment))
     bring = ("pip", "--python", str(environment), "install", "--quiet", "-c", str(CONSTRAINTS))
     for package in (ROSE, GROUPING):
-        (wheel,) = build(session, package)
-        session.run(*bring, wheel)
-        version = Path(wheel).name.split("-")[1]  # which the build reads from the source
+        (wheel,) = map(Path, build(session, package))
+        version = wheel.name.split("-")[1]  # which the build reads from the source
+        # By name, not by path: a bill would repeat the path.
+        session.run(*bring, "--find-links", str(wheel.parent), f"{package.name}=={version}")
         text = (package / "pyproject.toml").read_text(encoding="utf-8")
         described.write_text(text.replace('dynamic = ["version"]', f'version = "{version}"'), encoding="utf-8")
         list_materials(session, environment, bills / f"{package.name}.cdx.json", "--pyproject", str(described))
-    session.run(*bring, f"{wheel}[cpu,hub,matching,plot]")
+    session.run(*bring, f"{GROUPING.name}[cpu,hub,matching,plot]=={version}")
     # These would bring a torch of their own; what else they require is there. NATTEN is named in the page's text.
     session.run(*bring, "--no-deps", "timm", "torchvision")
     list_materials(session, environment, scratch / "extras.cdx.json")

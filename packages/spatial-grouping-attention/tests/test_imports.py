@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.resources
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def modules_after(statement: str) -> set[str]:
     program = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        env={"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": ""},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
