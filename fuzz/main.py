@@ -48,6 +48,7 @@ def main() -> int:
             if line["fault"]:
                 faults[line["target"]] = f"--seed {seed} --only '{line['target']}'\n{line['fault']}"
         targets = [name for name in targets if name not in faults]  # it would only be found again
+        print(f"seed {seed}: {served.total() + refused.total()} cases so far, {len(faults)} faults", flush=True)
         seed += 1
     for name in served | refused:
         print(f"{served[name] + refused[name]:7} cases, {served[name]:6} served  {name}")

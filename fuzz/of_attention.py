@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,10 +134,7 @@ def packed(d: Draw) -> Call:
         refused("a list of tensors", list(x.unbind())),
         refused("other lengths", others),
         refused("another width", torch.nested.nested_tensor([d.tensor(n, 3) for n in lengths], layout=torch.jagged)),
-        refused(
-            "in the old layout",
-            torch.nested.nested_tensor([d.tensor(n, heads * size) for n in lengths], layout=torch.strided),
-        ),
+        refused("in the old layout", _in_the_old_layout(d, lengths, heads * size)),
         Swap(
             "with gaps",
             torch.nested.nested_tensor_from_jagged(x.values().t().contiguous().t(), x.offsets()),
@@ -158,6 +156,12 @@ def packed(d: Draw) -> Call:
         return require_form("values", result.values(), tuple(args["x"].values().shape), args["x"].dtype)
 
     return Call(module, args, check, names=("positions", "nested features"))
+
+
+def _in_the_old_layout(d: Draw, lengths: list[int], width: int) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it a prototype
+        return torch.nested.nested_tensor([d.tensor(n, width) for n in lengths], layout=torch.strided)
 
 
 def block(d: Draw) -> Call:

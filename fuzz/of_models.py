@@ -197,6 +197,11 @@ def matched(d: Draw) -> Call:
     def check(losses: Any, args: Mapping[str, Any]) -> Any:
         return [require_form("loss", loss, ()) for loss in losses]
 
+    if d.often(10):
+        args["targets"] = Arg(targets, lambda _: [])
+        return Call(
+            SetMatchingLoss(d.pick(1, 2, 4)), args, check, names=("labels", "masks", "num_classes"), may_refuse=True
+        )
     return Call(SetMatchingLoss(3), args, check, names=("labels", "masks"))
 
 
@@ -235,7 +240,7 @@ def segments(d: Draw) -> Call:
         "output": Arg(output, lambda _: [refused("a tensor", output.logits), refused("None", None)]),
         "min_score": real(d.pick(0.0, 0.5), least=0.0, most=1.0),
         "min_overlap": real(0.5, least=0.0, most=1.0),
-        "min_size": with_none(whole(1, 0, huge=Verdict.SERVE), Verdict.SERVE),
+        "min_size": with_none(whole(1, 0, huge=Verdict.EITHER), Verdict.SERVE),
     }
     if d.often(30):
         wrong = [

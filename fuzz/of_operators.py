@@ -10,7 +10,13 @@ import torch
 from drawing import INF, Arg, Draw, Swap, Verdict, choice, fixed, flag, real, refused, shaped, wholes, with_none
 from law import Call, require_form
 from RoSE import Grid
-from spatial_grouping_attention import Neighbourhood, compose, functional, geometry
+from spatial_grouping_attention import (
+    DeformableSpatialGroupingAttention,
+    Neighbourhood,
+    compose,
+    functional,
+    geometry,
+)
 from spatial_grouping_attention.assignment import Assignment, AttentionAssignment
 from tensors import features, mask
 from torch import Tensor
@@ -217,6 +223,10 @@ def assignment(d: Draw) -> tuple[Assignment, int]:
     """Memberships of a small grouping, and the size of its batch."""
     between = relation(d)
     batch, heads = d.integer(1, 3), d.integer(1, 3)
+    if d.often(30):
+        layer = DeformableSpatialGroupingAttention(2 * heads, between.ndim, 3, heads, 1, 1, iters=0)
+        x = d.tensor(batch, between.num_inputs, 2 * heads)
+        return layer(x, 1.0, between.input_shape).assignment.detach(), batch
     valid = d.booleans(batch, between.num_inputs) if d.often(30) else None
     groups = None if valid is None else geometry.group_validity(valid, between)
     q, k = d.tensor(batch, heads, between.num_groups, 4), d.tensor(batch, heads, between.num_inputs, 4)
@@ -319,6 +329,17 @@ def coarser(d: Draw) -> Call:
     return Call(geometry.coarsen, args, check)
 
 
+def validity(d: Draw) -> Call:
+    """``geometry.group_validity``."""
+    between, batch = relation(d), d.integer(1, 3)
+    args = {"valid": fixed(d.booleans(batch, between.num_inputs)), "neighbourhood": fixed(between)}
+
+    def check(result: Tensor, args: Mapping[str, Any]) -> Any:
+        return require_form("valid groups", result, (batch, between.num_groups), torch.bool)
+
+    return Call(geometry.group_validity, args, check)
+
+
 TARGETS = {
     "functional.grouping_attention": group,
     "functional.assign": assign,
@@ -326,6 +347,7 @@ TARGETS = {
     "functional.select": select,
     "Neighbourhood": neighbourhood,
     "geometry.coarsen": coarser,
+    "geometry.group_validity": validity,
     "Assignment.upsample, .sum, .pool": carried,
     "Assignment.matrix, .labels, .usage, .boundaries": looked_at,
     "compose": composed,

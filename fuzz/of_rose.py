@@ -341,6 +341,65 @@ def _that_may_broadcast(arg: Arg) -> Arg:
     return Arg(arg.value, others)
 
 
+def positioned(d: Draw) -> Call:
+    """``RoSE.RotarySpatialEmbedding.positions``."""
+    ndim, batch = d.integer(1, 3), d.integer(1, 2)
+    keywords = plain_keywords(d, ndim)
+    module = RoSE.RotarySpatialEmbedding(4, 1, ndim, **keywords)
+    said, tokens = where(d, batch, ndim=ndim, transforms=keywords.get("spacing_transform"))
+
+    def check(result: Tensor, args: Mapping[str, Any]) -> Tensor:
+        return require_form("positions", result, (*result.shape[:-2], tokens, ndim))
+
+    return Call(module.positions, {"tokens": fixed(tokens), **said}, check, module=module)
+
+
+def rotate_by_angles(d: Draw) -> Call:
+    """``RoSE.RotarySpatialEmbedding.rotate``."""
+    heads, size, tokens, layout = d.integer(1, 3), 2 * d.integer(1, 3), d.integer(1, 4), d.pick(*LAYOUTS)
+    module = RoSE.RotarySpatialEmbedding(heads * size, heads, 2)
+    cos, sin = module.angles(d.tensor(tokens, 2))
+    args = {
+        "x": features(_laid_out(d, layout, 2, tokens, heads, size), "." + TIED[layout][1:]),
+        "cos": _that_may_broadcast(features(cos.detach(), "xxx")),
+        "sin": _that_may_broadcast(features(sin.detach(), "xxx")),
+        "layout": choice(layout),
+    }
+
+    def check(result: Tensor, args: Mapping[str, Any]) -> Tensor:
+        return require_form("x", result, tuple(args["x"].shape), args["x"].dtype)
+
+    return Call(module.rotate, args, check, module=module)
+
+
+def angles_of(d: Draw) -> Call:
+    """``RoSE.RotarySpatialEmbedding.angles``."""
+    module, prefix = RoSE.RotarySpatialEmbedding(8, 2, 2), d.integer(0, 2)
+    args = {
+        "positions": _points(d.tensor(*d.pick((), (2,)), 3, 2)),
+        "num_prefix_tokens": whole(prefix, 0),
+    }
+    args["positions"] = Arg(args["positions"].value, _free_sizes(args["positions"]))
+
+    def check(result: Any, args: Mapping[str, Any]) -> Any:
+        *rows, tokens, _ = args["positions"].shape
+        shape = (*rows, tokens + int(args["num_prefix_tokens"]), 2, 2)
+        return [require_form("cosines", each, shape, torch.float32) for each in result]
+
+    return Call(module.angles, args, check, names=("coordinates",), module=module)
+
+
+def _free_sizes(arg: Arg) -> Any:
+    """Positions of any number of tokens."""
+    last = f"axis {arg.value.dim() - 1}"
+
+    def others(value: Tensor) -> Any:
+        sized = [s for s in arg.others(value) if s.what.startswith("axis") and not s.what.startswith(last)]
+        return [s._replace(verdict=Verdict.EITHER) if s in sized else s for s in arg.others(value)]
+
+    return others
+
+
 def augment(d: Draw) -> Call:
     """``RoSE.augment_coordinates``."""
     ndim = d.integer(1, 3)
@@ -367,6 +426,9 @@ TARGETS = {
     "RoSE.blocks.DropPath": drop_path,
     "RoSE.RotarySpatialEmbedding()": rotate,
     "RoSE.RotarySpatialEmbedding.rotate_pair": rotate_pair,
+    "RoSE.RotarySpatialEmbedding.positions": positioned,
+    "RoSE.RotarySpatialEmbedding.angles": angles_of,
+    "RoSE.RotarySpatialEmbedding.rotate": rotate_by_angles,
     "RoSE.functional.phases": angles,
     "RoSE.functional.cos_sin": cos_sin,
     "RoSE.functional.rotate": turn,

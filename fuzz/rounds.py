@@ -37,9 +37,6 @@ MORE_MEMORY = 3 * 2**30  # what cases may add to the address space of a process 
 def play(targets: Sequence[str], seed: int, cases: int, folder: Path) -> None:
     """Draw cases of targets; writes a line of results for every target, and beside them the case at hand."""
     torch.set_num_threads(1)
-    for name in targets:  # everything imported, and kernels checked
-        run(name, seed, 1, lambda _: None)
-    _limit_memory()
     with (folder / "case.txt").open("w") as at_hand, (folder / "results.jsonl").open("a") as results:
 
         def report(words: str) -> None:
@@ -49,6 +46,9 @@ def play(targets: Sequence[str], seed: int, cases: int, folder: Path) -> None:
             at_hand.write(words)
             at_hand.flush()
 
+        for name in targets:  # everything imported, and kernels checked
+            run(name, seed, 1, report)
+        _limit_memory()
         for name in targets:
             counts, fault = run(name, seed, cases, report)
             faulthandler.cancel_dump_traceback_later()

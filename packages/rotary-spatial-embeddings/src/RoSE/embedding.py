@@ -26,6 +26,7 @@ from .validation import (
     require_parameter_dtype,
     require_real,
     require_tensor,
+    values_are_readable,
 )
 from .wide import WideModule
 
@@ -138,9 +139,20 @@ class RotarySpatialEmbedding(WideModule):
         table = frequencies.per_axis_units(table, self.reference_spacing)
         if self.learnable and self.init_jitter_std > 0:
             table = frequencies.jitter(table, self.init_jitter_std)
+        self._require_finite(table)
         self.freqs.copy_(table)
         if isinstance(self.spacing_transform, WideModule):
             self.spacing_transform.reset_parameters()
+
+    def _require_finite(self, table: Tensor) -> None:
+        """Refuse initial wave vectors that the parameter cannot hold: every angle would be NaN."""
+        largest = torch.finfo(self.freqs.dtype).max
+        if values_are_readable(table) and not bool((table.abs() <= largest).all()):
+            raise ValueError(
+                f"reference_spacing or wavelengths must be large enough, and init_jitter_std small enough, for wave "
+                f"vectors below {largest:g}; got {self.reference_spacing}, {self.wavelengths} and "
+                f"{self.init_jitter_std}"
+            )
 
     def forward(
         self,

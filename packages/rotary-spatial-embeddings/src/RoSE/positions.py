@@ -19,6 +19,7 @@ from .constants import numbers
 from .grid import Grid
 from .transforms import IdentitySpacing
 from .validation import (
+    FARTHEST,
     require_int,
     require_per_axis,
     require_position_dtype,
@@ -214,8 +215,8 @@ def require_coordinates(coordinates: Any, spatial_dims: int, tokens: int) -> Ten
         )
     # On an accelerator, reading the values would stall its queue at every call.
     readable = points.device.type == "cpu" and values_are_readable(points)
-    if readable and not bool(points.isfinite().all()):
-        raise ValueError("coordinates must be finite; got NaN or infinite values")
+    if readable and not bool((points.abs() <= FARTHEST).all()):
+        raise ValueError(f"coordinates must be finite, at most {FARTHEST:g} in size; got NaN or larger values")
     return points
 
 

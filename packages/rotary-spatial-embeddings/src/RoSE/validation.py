@@ -25,6 +25,8 @@ _LAYOUTS = (torch.strided, torch.jagged)
 
 _PLAIN_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _LARGEST = sys.float_info.max
+# Positions, in any unit: products of what is not farther stay far from where float64 ends.
+FARTHEST = 1e100
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,12 +55,14 @@ def require_callable(name: str, value: Function) -> Function:
     return value
 
 
-def require_int(name: str, value: int, *, minimum: int) -> int:
-    """Return ``value`` if it is a whole number of at least ``minimum`` (booleans are not numbers here)."""
+def require_int(name: str, value: int, *, minimum: int, maximum: int | None = None) -> int:
+    """Return ``value`` if it is a whole number within ``[minimum, maximum]`` (booleans are not numbers here)."""
     if not _is_int(value):
         raise TypeError(f"{name} must be an int; got {_shown(value)}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}; got {value}")
     return value if type(value) in (int, torch.SymInt) else int(value)
 
 
@@ -146,7 +150,10 @@ def _require_step(name: str, value: Any, above: float) -> float:
     """One number that positions are made of; NumPy has half types too."""
     if type(value) not in _PLAIN_NUMBERS and type(value).__name__ in ("float16", "bfloat16"):
         raise TypeError(f"{name} must be in float64 or float32; got {_shown(value)}")
-    return require_real(name, value, above=above)
+    step = require_real(name, value, above=above)
+    if not -FARTHEST <= step <= FARTHEST:
+        raise ValueError(f"{name} must be at most {FARTHEST:g} in size; got {value}")
+    return step
 
 
 def _refuse_nesting(name: str, values: tuple[Any, ...], ndim: int) -> None:
@@ -180,9 +187,11 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
     if value.dim() > 2 or value.shape[-1] != ndim:
         raise ValueError(f"{name} must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
     if values_are_readable(value):
-        good = value.isfinite() & (value > 0) if positive else value.isfinite()
-        if not bool(good.all()):
+        near = value.abs() <= FARTHEST  # which NaN is not
+        if not bool((near & (value > 0) if positive else near).all()):
             rule = "finite and greater than 0" if positive else "finite"
+            if bool((near | ~value.isfinite()).logical_not().any()):
+                rule = f"at most {FARTHEST:g} in size"
             raise ValueError(f"{name} must be {rule}; got {value.tolist()}")
     # Whoever computes with it computes positions. (Apple's GPUs have no float64.)
     return value if value.device.type == "mps" else value.to(torch.float64)

@@ -106,6 +106,8 @@ class SetMatchingLoss(nn.Module):
             ImportError: scipy is not installed.
         """
         candidates, class_logits = candidates_of(output)
+        if class_logits.shape[-1] != self.num_classes + 1:
+            raise ValueError(f"num_classes must be the network's, {class_logits.shape[-1] - 1}; got {self.num_classes}")
         class_logits = class_logits.to(wide(class_logits.dtype))
         objects = self._batch(output, targets)
         slots = self._slots(output, candidates, class_logits, objects)
@@ -202,7 +204,7 @@ def objects_of(instances: Tensor, classes: int | Tensor) -> list[Objects]:
         if require_integral("classes", classes).shape != instances.shape:
             raise ValueError(f"classes must have shape {tuple(instances.shape)}; got {tuple(classes.shape)}")
     else:
-        require_int("classes", classes, minimum=0)
+        require_int("classes", classes, minimum=0, maximum=torch.iinfo(torch.int64).max)
     found = []
     for i, image in enumerate(instances):
         numbers = image.unique()

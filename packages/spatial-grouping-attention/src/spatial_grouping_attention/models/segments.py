@@ -70,7 +70,7 @@ def panoptic_segments(
     require_real("min_overlap", min_overlap, minimum=0.0, maximum=1.0)
     if min_size is None:
         min_size = LEAST_TOKENS * math.prod(output.stem_stride)
-    require_int("min_size", min_size, minimum=0)
+    require_int("min_size", min_size, minimum=0, maximum=torch.iinfo(torch.int64).max)
     countable = _countable(things, output.logits.shape[1]).to(output.logits.device)
     semantic = output.logits.argmax(1)
     if output.valid is not None:
