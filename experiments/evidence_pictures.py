@@ -13,7 +13,9 @@ from masks import MADE, of_family
 from networks import NETWORKS
 from reporting import COLOURS, figure, save
 from runs import Run
-from skimage.segmentation import mark_boundaries, slic
+from scipy import ndimage
+from scores import superpixels
+from skimage.segmentation import mark_boundaries
 
 SHADES = np.array([[0.93, 0.93, 0.93], [0.0, 0.45, 0.7], [0.84, 0.37, 0.0]])  # of classes
 DASHES = ("-", "--", ":")
@@ -37,25 +39,32 @@ def predictions(folder: Path, results: Results, path: Path) -> None:
 
 
 def segments(folder: Path, results: Results, path: Path) -> None:
-    """Rows are families; columns the segments of both stages of both networks that group, and as many of SLIC."""
+    """Rows are families; columns an image, and its segments of the last stage of networks that group, and SLIC's."""
     methods = [m for m in NETWORKS if m.startswith("grouping")]
     shown = _families(results)
-    made, axes = figure(len(shown), 3 * len(methods), 5.2 * len(methods), 1.8 * len(shown))
+    made, axes = figure(len(shown), 2 + len(methods), 2.6 * (2 + len(methods)), 2.6 * len(shown))
     for row, family in zip(axes, shown, strict=True):
-        image = of_family(family)[0].image[0].numpy()
-        light = np.clip((image - image.min()) / np.ptp(image), 0, 1)
+        picture = of_family(family)[0]
+        found = {m: _arrays(folder, family, m)["stage 2"] for m in methods}
+        number = len(np.unique(found[methods[0]]))
+        found["SLIC, as many as of native masks"] = superpixels(picture, number, 0.1)
+        row[0].imshow(picture.image[0], cmap="gray")
         row[0].set_ylabel(family, fontsize=8)
-        for start, method in zip(range(0, len(row), 3), methods, strict=True):
-            arrays = _arrays(folder, family, method)
-            second = arrays["stage 2"]
-            plain = slic(image[..., None], len(np.unique(second)), compactness=0.1, start_label=0, channel_axis=-1)
-            each = {"stage 1": arrays["stage 1"], "stage 2": second, "SLIC, as stage 2": plain}
-            for axis, (name, found) in zip(row[start : start + 3], each.items(), strict=True):
-                axis.imshow(mark_boundaries(light, found.astype(int), color=(1, 0.8, 0), mode="inner"))
-                if row is axes[0]:
-                    axis.set_title(f"{method.removeprefix('grouping, ')},\n{name}", fontsize=8)
+        for axis, (name, labels) in zip(row[1:], found.items(), strict=True):
+            axis.imshow(_outlined(picture.image[0].numpy(), np.unique(labels, return_inverse=True)[1]))
+            axis.set_title(f"{name} ({len(np.unique(labels))})", fontsize=8)
     _bare(axes)
     save(made, path)
+
+
+def _outlined(image: np.ndarray, labels: np.ndarray, enlarged: int = 6) -> np.ndarray:
+    """Every segment in its mean brightness, with thin outlines."""
+    means = ndimage.mean(image, labels, np.arange(labels.max() + 1))
+    light = np.clip((means[labels] - image.min()) / np.ptp(image), 0, 1)
+    large = np.kron(light, np.ones((enlarged, enlarged)))
+    lines = np.kron(labels, np.ones((enlarged, enlarged), int))
+    outlined: np.ndarray = mark_boundaries(large, lines, color=(1, 0.8, 0), mode="inner")
+    return outlined
 
 
 def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -> None:
