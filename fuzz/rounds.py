@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import of_attention
+import of_embedding
 import of_layers
 import of_models
 import of_operators
@@ -24,6 +25,7 @@ from law import Call, judge
 
 TARGETS: dict[str, Callable[[Draw], Call]] = {
     **of_rose.TARGETS,
+    **of_embedding.TARGETS,
     **of_attention.TARGETS,
     **of_operators.TARGETS,
     **of_layers.TARGETS,

@@ -41,6 +41,21 @@ def test_sparse_tensors(name: str, call: Callable[[], object]) -> None:
         call()
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: R.rotate([1.0], ANGLES, ANGLES), TypeError, "x must be a torch.Tensor; got list"),
+        (lambda: R.rotate(X[0], ANGLES, ANGLES), ValueError, r"x must have shape \(batch, tokens, 8\) in layout 'bnd'"),
+        (lambda: R.rotate(X, ANGLES, ANGLES, layout="nbd"), ValueError, "layout must be one of 'bnd', .* got 'nbd'"),
+        (lambda: R.angles([1.0]), TypeError, "positions must be a torch.Tensor; got list"),
+        (lambda: R.angles(torch.ones(4, 1), num_prefix_tokens=-1), ValueError, "num_prefix_tokens must be at least 0"),
+    ],
+)
+def test_angles_that_are_made_apart(call: Callable[[], object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
 @pytest.mark.parametrize("wrong", ["yes", 1, None])
 def test_what_is_no_flag(wrong: object) -> None:
     with pytest.raises(TypeError, match="interleaved must be True or False; got"):

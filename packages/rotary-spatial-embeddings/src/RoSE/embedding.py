@@ -24,6 +24,7 @@ from .validation import (
     require_int,
     require_numbers,
     require_parameter_dtype,
+    require_position_dtype,
     require_real,
     require_tensor,
     values_are_readable,
@@ -303,8 +304,14 @@ class RotarySpatialEmbedding(WideModule):
 
         Returns:
             Two tensors ``(..., prefix + tokens, heads, planes)``; the heads are those that rotate.
+
+        Raises:
+            TypeError: Arguments of the wrong type.
+            ValueError: Positions of another number of axes.
         """
         self._require_wide(freqs=self.freqs)
+        require_position_dtype("positions", positions)
+        require_int("num_prefix_tokens", num_prefix_tokens, minimum=0)
         return angles_of_tokens(positions, self.freqs, num_prefix_tokens, dtype)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "bnd") -> Tensor:
@@ -318,7 +325,12 @@ class RotarySpatialEmbedding(WideModule):
 
         Returns:
             A tensor of x's shape and dtype (x itself when ``rotary_ratio`` is 0).
+
+        Raises:
+            TypeError: Arguments that are not tensors of floating-point numbers.
+            ValueError: Shapes that disagree with the module or with each other, unknown layout.
         """
+        require_features("x", x, layout, self.heads, 0)
         return rotate_heads(x, cos, sin, layout, self.heads) if self.freqs.numel() else x
 
     def positions(
