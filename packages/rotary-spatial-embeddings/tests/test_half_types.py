@@ -69,7 +69,7 @@ def deciding(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def tokens() -> Tensor:
-    return torch.randn(1, 400, 16, generator=torch.Generator().manual_seed(1))
+    return torch.randn(1, 400, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

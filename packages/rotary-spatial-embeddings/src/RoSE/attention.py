@@ -346,12 +346,13 @@ def _require_features(dim: int, **features: Tensor) -> None:
 def _require_one_dtype(**features: Tensor) -> None:
     """Refuse features that meet in one product and have different types; autocast would make them one."""
     first, x = next(iter(features.items()))
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return
     for name, tensor in features.items():
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} must have the dtype of {first}, {x.dtype}; got {tensor.dtype}")
+        if tensor.dtype == x.dtype:
+            continue
+        device = x.device.type  # of which torch 2.11 cannot ask the following while it traces: asked where it matters
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return
+        raise TypeError(f"{name} must have the dtype of {first}, {x.dtype}; got {tensor.dtype}")
 
 
 def _require_both_nested(x: Tensor, context: Tensor, attn_mask: Tensor | None) -> None:
