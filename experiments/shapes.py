@@ -14,14 +14,15 @@ from training import Batch
 
 NOISE = 0.5  # standard deviation, where things are 1 brighter or darker than what is around them
 EXTENT = 96.0  # of an image along both axes, in physical units
+PIXELS = 96  # of an image of radii, whatever they measure: neither size nor content betrays the spacing
 
 Paint = Callable[[np.ndarray, np.ndarray, Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def picture(family: str, rng: Generator, spacing: float = 1.0) -> Picture:
-    """An image of a family; the same random numbers give the same scene at any spacing."""
+    """An image of a family; the same random numbers give the same scene at any spacing, or more or less of it."""
     noise, scene = (np.random.default_rng(s) for s in rng.integers(2**32, size=2))
-    side = round(EXTENT / spacing)
+    side = PIXELS if family == "radii" else round(EXTENT / spacing)
     y, x = np.meshgrid(*[(np.arange(side) + 0.5) * spacing] * 2, indexing="ij")
     brightness, classes = FAMILIES[family](y, x, scene)
     image = brightness + NOISE * noise.normal(size=brightness.shape)
@@ -95,17 +96,18 @@ def cells(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.
 
 
 def radii(y: np.ndarray, x: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Small and large discs: only the radius, in physical units, tells the classes apart."""
+    """Small or large discs, one kind in an image: only the radius, in physical units, tells which."""
     classes = np.zeros(y.shape, int)
-    for cy, cx, _ in _places(rng, 9, 1, 2):
-        large = rng.random() < 0.5
-        r = rng.uniform(8.0, 10.0) if large else rng.uniform(4.0, 5.0)
+    large = rng.random() < 0.5
+    for cy, cx, r in _places(rng, 36 if large else 120, 8 if large else 4, 10 if large else 5, 2 * EXTENT):
         classes[np.hypot(y - cy, x - cx) < r] = 1 + large
     return (classes > 0).astype(float), classes
 
 
-def _places(rng: Generator, number: int, low: float, high: float) -> list[tuple[float, float, float]]:
-    return [(*rng.uniform(0, EXTENT, 2), rng.uniform(low, high)) for _ in range(number)]
+def _places(
+    rng: Generator, number: int, low: float, high: float, extent: float = EXTENT
+) -> list[tuple[float, float, float]]:
+    return [(*rng.uniform(0, extent, 2), rng.uniform(low, high)) for _ in range(number)]
 
 
 FAMILIES: dict[str, Paint] = {

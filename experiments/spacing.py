@@ -71,7 +71,7 @@ def _radii(name: str, data: Path | None) -> Material:
     tested = {}
     for at in SPACINGS:
         rng = np.random.default_rng(10**6)  # the same scenes at every spacing
-        tested[f"spacing {at:g}"] = [picture("radii", rng, at) for _ in range(12)]
+        tested[f"spacing {at:g}"] = [picture("radii", rng, at) for _ in range(24)]
     at_training = SPACINGS if name.endswith("mixed") else (1.0,)
     return Material(lambda rng: batch("radii", rng, 4, float(rng.choice(at_training))), tested, (96, 96), (1.0, 1.0))
 

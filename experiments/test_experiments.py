@@ -62,14 +62,24 @@ def test_what_is_shown_is_kept_beside_the_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_scene_is_the_same_at_every_spacing(family: str) -> None:
     fine, coarse = (picture(family, np.random.default_rng(3), spacing) for spacing in (0.5, 1.5))
-    assert fine.image.shape == (1, 192, 192)
-    assert coarse.image.shape == (1, 64, 64)
+    assert fine.image.shape == ((1, 96, 96) if family == "radii" else (1, 192, 192))
+    assert coarse.image.shape == ((1, 96, 96) if family == "radii" else (1, 64, 64))
     # The middle of a coarse pixel is that of the second of three fine ones.
-    same = (fine.labels[1::3, 1::3] == coarse.labels).float().mean()
+    n = fine.labels.shape[0] // 3
+    same = (fine.labels[1::3, 1::3] == coarse.labels[:n, :n]).float().mean()
     assert same > 0.999
-    assert set(np.unique(fine.labels)) == {0, 1, 2}
     again = picture(family, np.random.default_rng(3), 0.5)
     assert torch.equal(again.image, fine.image)
+
+
+def test_all_classes_are_made_and_radii_are_of_one_kind_in_an_image() -> None:
+    for family in FAMILIES:
+        rng = np.random.default_rng(0)
+        found = [set(np.unique(picture(family, rng).labels)) for _ in range(6)]
+        if family == "radii":
+            assert {tuple(sorted(f)) for f in found} == {(0, 1), (0, 2)}
+        else:
+            assert set().union(*found) == {0, 1, 2}
 
 
 def test_cells_that_are_classified_without_error_are_found_without_error() -> None:
