@@ -47,14 +47,13 @@ def main() -> int:
             refused[line["target"]] += line["refused"]
             if line["fault"]:
                 faults[line["target"]] = f"--seed {seed} --only '{line['target']}'\n{line['fault']}"
+                print(f"FAULT in {line['target']}: {faults[line['target']]}", flush=True)
         targets = [name for name in targets if name not in faults]  # it would only be found again
         print(f"seed {seed}: {served.total() + refused.total()} cases so far, {len(faults)} faults", flush=True)
         seed += 1
     for name in served | refused:
         print(f"{served[name] + refused[name]:7} cases, {served[name]:6} served  {name}")
     print(f"{served.total() + refused.total():7} cases, {served.total():6} served, {len(faults)} faults")
-    for name, fault in faults.items():
-        print(f"\nFAULT in {name}: {fault}")
     return bool(faults)
 
 

@@ -47,6 +47,8 @@ def test_sparse_tensors(name: str, call: Callable[[], object]) -> None:
         (lambda: R.rotate([1.0], ANGLES, ANGLES), TypeError, "x must be a torch.Tensor; got list"),
         (lambda: R.rotate(X[0], ANGLES, ANGLES), ValueError, r"x must have shape \(batch, tokens, 8\) in layout 'bnd'"),
         (lambda: R.rotate(X, ANGLES, ANGLES, layout="nbd"), ValueError, "layout must be one of 'bnd', .* got 'nbd'"),
+        (lambda: R.rotate(X, [1.0], ANGLES), TypeError, "cos must be a torch.Tensor; got list"),
+        (lambda: R.rotate(X, ANGLES[None], ANGLES), ValueError, r"sin must have shape \(\[batch,\] tokens, heads, pl"),
         (lambda: R.angles([1.0]), TypeError, "positions must be a torch.Tensor; got list"),
         (lambda: R.angles(torch.ones(4, 1), num_prefix_tokens=-1), ValueError, "num_prefix_tokens must be at least 0"),
     ],
@@ -101,3 +103,8 @@ def test_wave_vectors_that_no_parameter_holds(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"reference_spacing or wavelengths must be large .* below 3.40282e\+38; got"):
         RotarySpatialEmbedding(8, 2, 1, **wrong)
     RotarySpatialEmbedding(8, 2, 1, reference_spacing=1e-300, dtype=torch.float64)
+
+
+def test_a_scale_that_scores_cannot_hold() -> None:
+    with pytest.raises(ValueError, match=r"scale must be in \[0, 3.40282e\+38\]; got 1e\+300"):
+        RoSEMultiHeadCrossAttention(8, 2, 1, scale=1e300)

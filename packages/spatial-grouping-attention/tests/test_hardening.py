@@ -114,3 +114,24 @@ def test_numbers_that_do_not_fit(call: Callable[[], object], words: str) -> None
 def test_values_of_other_pixels(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"values must have shape \(B=1, C, width=6\); got"):
         found().memberships().sum(torch.ones(shape))
+
+
+@pytest.mark.parametrize("number", [1e39, -1e300])
+def test_scales_that_logits_cannot_hold(number: float) -> None:
+    case = make_case(SEEN).to(torch.float32)
+    with pytest.raises(ValueError, match=r"scale must be in \[-3.40282e\+38, 3.40282e\+38\]; got"):
+        functional.assign(case.q, case.k, case.q, SEEN, scale=number)
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(1e39, None), (1e5, torch.float16)])
+@pytest.mark.parametrize("variant", [*VARIANTS, "window"])
+def test_compactness_that_its_parameter_cannot_hold(variant: str, number: float, dtype: torch.dtype | None) -> None:
+    make, sizes = (WindowedSelfAttention, (8, 2, 1)) if variant == "window" else (VARIANTS[variant], (8, 1, 3, 2))
+    with pytest.raises(ValueError, match=r"compactness must be in \[0, .*\]; got"):
+        make(*sizes, compactness=number, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["class_weight", "mask_weight", "dice_weight", "no_object_weight"])
+def test_weights_that_losses_cannot_hold(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 3.40282e\+38\]; got 1e\+300"):
+        SetMatchingLoss(2, **{name: 1e300})

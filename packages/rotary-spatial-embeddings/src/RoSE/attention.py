@@ -69,7 +69,7 @@ class RoSEMultiHeadCrossAttention(nn.Module):
     ) -> None:
         """Check the arguments and set up; see the class."""
         super().__init__()
-        self.scale = require_real("scale", scale, above=0.0)
+        self.scale = require_real("scale", scale, above=0.0, minimum=0.0, maximum=torch.finfo(torch.float32).max)
         self.max_score_bytes = require_int("max_score_bytes", max_score_bytes, minimum=1)
         self.rotary = RotarySpatialEmbedding(dim, num_heads, spatial_dims, device=device, dtype=dtype, **rotary)
         # Its own, because an adapter may stand in the embedding's place, which can be called and nothing else.

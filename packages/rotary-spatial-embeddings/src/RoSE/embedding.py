@@ -20,6 +20,7 @@ from .transforms import FORMS, make_spacing_transform
 from .validation import (
     require_choice,
     require_flag,
+    require_floating,
     require_head_split,
     require_int,
     require_numbers,
@@ -331,6 +332,12 @@ class RotarySpatialEmbedding(WideModule):
             ValueError: Shapes that disagree with the module or with each other, unknown layout.
         """
         require_features("x", x, layout, self.heads, 0)
+        for name, values in (("cos", cos), ("sin", sin)):
+            if require_floating(name, values).dim() not in (3, 4):
+                raise ValueError(
+                    f"{name} must have shape ([batch,] tokens, heads, planes), as angles gives them; "
+                    f"got {tuple(values.shape)}"
+                )
         return rotate_heads(x, cos, sin, layout, self.heads) if self.freqs.numel() else x
 
     def positions(

@@ -326,9 +326,10 @@ def _is_real(value: object) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _is_beyond_floats(value: object) -> bool:
+def _is_beyond_floats(value: Any) -> bool:
     """Whether a number is finite, and infinite in every product: ints and fractions have no bound."""
-    return isinstance(value, numbers.Rational) and not -_LARGEST <= value <= _LARGEST
+    has_no_bound = isinstance(value, numbers.Rational)
+    return has_no_bound and not -_LARGEST <= value <= _LARGEST
 
 
 def _sequence(name: str, value: Any, rule: str) -> tuple[Any, ...]:

@@ -13,6 +13,9 @@ from ..backends import Operands, Selection
 from ..backends.operands import problem_of
 from ..geometry import Neighbourhood
 
+# Logits are float32 at least, and so is what they are scaled by.
+_LARGEST_SCALE = torch.finfo(torch.float32).max
+
 
 def grouping_attention(
     q: Tensor,
@@ -229,7 +232,7 @@ def _bundle(
             require_sizes(name, mask, f"B {axis}", B=batch, **{axis: sizes[axis]})
     if scale is None:
         scale = 1.0 / math.sqrt(head_size)
-    elif require_real("scale", scale) == 0.0:
+    elif require_real("scale", scale, minimum=-_LARGEST_SCALE, maximum=_LARGEST_SCALE) == 0.0:
         raise ValueError("scale must not be 0, or all logits would be equal, whatever q and k; got 0")
     return Operands(q, k, values, neighbourhood, float(scale), bias, valid, valid_groups, pair_bias, compactness)
 

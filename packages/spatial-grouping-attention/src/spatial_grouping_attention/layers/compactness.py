@@ -6,7 +6,16 @@ import math
 
 import torch
 import torch.nn.functional as F
+from RoSE.validation import require_parameter_dtype, require_real
 from torch import Tensor, nn
+
+
+def require_compactness(start: float | None, dtype: torch.dtype | None) -> float | None:
+    """Return where a factor starts, if it is above 0 and a parameter of this type holds it; None for no factor."""
+    if start is None:
+        return None
+    largest = torch.finfo(require_parameter_dtype(dtype)).max
+    return require_real("compactness", start, above=0.0, minimum=0.0, maximum=largest)
 
 
 def make_raw_compactness(

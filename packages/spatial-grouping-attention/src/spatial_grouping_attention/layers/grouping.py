@@ -41,7 +41,7 @@ from ..geometry import (
     relate,
 )
 from ..output import GroupingOutput
-from .compactness import compactness_of, inverse_softplus, make_raw_compactness
+from .compactness import compactness_of, inverse_softplus, make_raw_compactness, require_compactness
 from .reentrant import refuse_reentrant_checkpoint
 from .temperature import TEMPERATURES, heat, make_log_temperature
 
@@ -179,7 +179,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         require_probability("drop_path", drop_path)
         require_choice("temperature", temperature, TEMPERATURES)
         require_flag("norm_tokens", norm_tokens)
-        self.compactness = None if compactness is None else require_real("compactness", compactness, above=0.0)
+        self.compactness = require_compactness(compactness, dtype)
         self.require_possible()
         if rotary.get("wavelengths") is None:  # which are in physical units already
             rotary.setdefault("reference_spacing", self.spacing)

@@ -19,14 +19,13 @@ from RoSE.validation import (
     require_numbers,
     require_odd,
     require_probability,
-    require_real,
     require_shape,
 )
 from torch import Tensor, nn
 
 from ..backends import Backend, Operands, assign
 from ..geometry import Neighbourhood, Shape, Spacing, place_tokens, relate
-from .compactness import compactness_of, inverse_softplus, make_raw_compactness
+from .compactness import compactness_of, inverse_softplus, make_raw_compactness, require_compactness
 from .grouping import Ints
 from .temperature import TEMPERATURES, heat, make_log_temperature
 
@@ -98,7 +97,7 @@ class WindowedSelfAttention(nn.Module):
         self.backend = require_choice("backend", backend, [b.value for b in Backend])
         self.spacing = require_numbers("spacing", spacing, spatial_dims, positive=True)
         require_choice("temperature", temperature, TEMPERATURES)
-        self.compactness = None if compactness is None else require_real("compactness", compactness, above=0.0)
+        self.compactness = require_compactness(compactness, dtype)
         if rotary.get("wavelengths") is None:  # which are in physical units already
             rotary.setdefault("reference_spacing", self.spacing)
 

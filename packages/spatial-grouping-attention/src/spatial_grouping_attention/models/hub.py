@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from RoSE.validation import require_choice
-from safetensors import SafetensorError
+from safetensors import SafetensorError  # type: ignore[import-not-found]
 
 from .presets import SETTINGS, settings_of
 from .vit import GroupingViT
@@ -83,7 +83,8 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
             _move(Path(made), folder)
         if not push_to_hub:
             return None
-        address: str = self.push_to_hub(**{**options, "repo_id": options.get("repo_id") or folder.name})
+        push: Any = self.push_to_hub
+        address: str = push(**{**options, "repo_id": options.get("repo_id") or folder.name})
         return address
 
     @classmethod

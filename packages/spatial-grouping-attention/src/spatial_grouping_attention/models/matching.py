@@ -82,10 +82,11 @@ class SetMatchingLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = require_int("num_classes", num_classes, minimum=1)
-        self.class_weight = require_real("class_weight", class_weight, minimum=0.0)
-        self.mask_weight = require_real("mask_weight", mask_weight, minimum=0.0)
-        self.dice_weight = require_real("dice_weight", dice_weight, minimum=0.0)
-        self.no_object_weight = require_real("no_object_weight", no_object_weight, minimum=0.0)
+        most = torch.finfo(torch.float32).max
+        self.class_weight = require_real("class_weight", class_weight, minimum=0.0, maximum=most)
+        self.mask_weight = require_real("mask_weight", mask_weight, minimum=0.0, maximum=most)
+        self.dice_weight = require_real("dice_weight", dice_weight, minimum=0.0, maximum=most)
+        self.no_object_weight = require_real("no_object_weight", no_object_weight, minimum=0.0, maximum=most)
         if reduce is not None and not callable(reduce):
             raise TypeError(f"reduce must be a function of a tensor, or None; got {reduce!r}")
         self.reduce = reduce
@@ -128,7 +129,7 @@ class SetMatchingLoss(nn.Module):
     def _batch(self, output: SegmentationOutput, targets: Sequence[tuple[Tensor, Tensor]]) -> Objects:
         """All images' objects that have a valid pixel: labels (B, K), -1 for none, and masks (B, K, pixels)."""
         batch, size = output.logits.shape[0], tuple(output.logits.shape[2:])
-        if isinstance(targets, (str, Tensor)) or not isinstance(targets, Sequence):
+        if not isinstance(targets, Sequence):
             raise TypeError(f"targets must be a list of Objects, one per image; got {type(targets).__name__}")
         if len(targets) != batch:
             raise ValueError(f"targets must have one entry per image, {batch}; got {len(targets)}")
