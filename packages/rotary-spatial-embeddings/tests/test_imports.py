@@ -10,6 +10,7 @@ ROOT = Path(RoSE.__file__).parent
 # Each part may import itself and what stands after it.
 ORDER = (
     "plotting",
+    "training",
     "adapters",
     "blocks",
     "attention",

@@ -43,6 +43,7 @@ def test_public_names() -> None:
         "RotarySpatialEmbedding",
         "__version__",
         "augment_coordinates",
+        "frequency_groups",
         "functional",
     }
     assert set(RoSE.__all__) == names
