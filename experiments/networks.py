@@ -38,11 +38,11 @@ class Logits(nn.Module):
 class PaddedUNet(nn.Module):
     """MONAI's residual U-Net, for any size; it knows nothing of spacing."""
 
-    def __init__(self, spatial_dims: int, classes: int) -> None:
+    def __init__(self, spatial_dims: int, classes: int, in_channels: int = 1) -> None:
         super().__init__()
         channels = UNET_CHANNELS[spatial_dims]
         self.multiple = 2 ** (len(channels) - 1)
-        self.model = UNet(spatial_dims, 1, classes, channels, (2,) * (len(channels) - 1), num_res_units=2)
+        self.model = UNet(spatial_dims, in_channels, classes, channels, (2,) * (len(channels) - 1), num_res_units=2)
 
     def forward(self, image: Tensor, spacing: tuple[float, ...]) -> Tensor:
         """Images (B, C, *size) -> (B, classes, *size)."""
@@ -61,9 +61,9 @@ class Otsu(nn.Module):
         return F.one_hot(bright.long(), CLASSES).movedim(-1, 1).float()
 
 
-def ours(spatial_dims: int, spacing: tuple[float, ...], **options: Any) -> nn.Module:
+def ours(spatial_dims: int, spacing: tuple[float, ...], in_channels: int = 1, **options: Any) -> nn.Module:
     """Nano, or a variant of it."""
-    return Logits(grouping_vit_nano(spatial_dims, 1, CLASSES, spacing=spacing, **options))
+    return Logits(grouping_vit_nano(spatial_dims, in_channels, CLASSES, spacing=spacing, **options))
 
 
 NETWORKS: dict[str, Callable[[int, tuple[float, ...]], nn.Module]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,26 @@ class Told(nn.Module):
     def forward(self, image: Tensor, spacing: Spacing) -> Tensor:
         """Images (B, C, *size) -> (B, classes, *size)."""
         logits: Tensor = self.network(image, self.tell(tuple(image.shape[2:]), spacing))
+        return logits
+
+
+class SpacingChannels(nn.Module):
+    """Puts the logarithm of the spacing beside the image, a constant plane for every axis: the simplest way to say it.
+
+    Args:
+        network: of ``1 + spatial_dims`` channels.
+        reference: spacing whose planes are 0.
+    """
+
+    def __init__(self, network: nn.Module, reference: Spacing) -> None:
+        super().__init__()
+        self.network = network
+        self.reference = reference
+
+    def forward(self, image: Tensor, spacing: Spacing) -> Tensor:
+        """Images (B, C, *size) -> (B, classes, *size)."""
+        planes = [torch.full_like(image, math.log(s / r)) for s, r in zip(spacing, self.reference, strict=True)]
+        logits: Tensor = self.network(torch.cat([image, *planes], 1), spacing)
         return logits
 
 
@@ -71,6 +92,8 @@ POSITIONS: dict[str, Callable[[int, Spacing], nn.Module]] = {
     "learned map": learned,
     "none": lambda dims, spacing: ours(dims, spacing, rotary_ratio=0.0),
     "U-Net": lambda dims, spacing: PaddedUNet(dims, CLASSES),
+    "U-Net, spacing as channels": lambda dims, spacing: SpacingChannels(PaddedUNet(dims, CLASSES, 1 + dims), spacing),
+    "RoSE, spacing as channels": lambda dims, spacing: SpacingChannels(ours(dims, spacing, 1 + dims), spacing),
 }
 
 # Of the bands themselves; all know physical coordinates.
