@@ -124,10 +124,16 @@ def _require_finite(results: Any, args: Mapping[str, Any], module: nn.Module | N
     leaves = [t for t in pytree.tree_leaves(dict(args)) if isinstance(t, Tensor) and t.requires_grad and t.is_leaf]
     leaves += list(module.parameters()) if module is not None else []
     if leaves:
-        total = torch.stack([t.double().square().sum() for t in learned]).sum()
+        # Of the order of 1, however large results are.
+        total = torch.stack([_in_units_of_itself(t).square().sum() for t in learned]).sum()
         for grad in torch.autograd.grad(total, leaves, allow_unused=True):
             if grad is not None and not bool(grad.isfinite().all()):
                 raise FaultError("has a gradient of NaN or infinity")
+
+
+def _in_units_of_itself(tensor: Tensor) -> Tensor:
+    wide = tensor.double()
+    return wide / wide.detach().abs().amax().clamp(min=1.0) if wide.numel() else wide
 
 
 def _in_words(call: Call, args: Mapping[str, Any], swaps: Mapping[str, Swap]) -> str:

@@ -115,26 +115,24 @@ def _finite(lse: Tensor) -> Tensor:
 
 def group(d: Draw) -> Call:
     """``functional.grouping_attention``."""
-    args = _with_backend(d, _operands(d, "qkv"))
-
-    def check(result: Any, args: Mapping[str, Any]) -> Any:
-        q, k, v = args["q"], args["k"], args["v"]
-        out = require_form("out", result[0], (*q.shape[:3], v.shape[3]), v.dtype)
-        return out, _finite(require_form("lse", result[1], tuple(k.shape[:3])))
-
-    return _hard_pressed(Call(functional.grouping_attention, args, check))
+    return _with_normalisers(d, functional.grouping_attention, "q", "v")
 
 
 def assign(d: Draw) -> Call:
     """``functional.assign``."""
-    args = _with_backend(d, _operands(d, "qku"))
+    return _with_normalisers(d, functional.assign, "k", "u")
+
+
+def _with_normalisers(d: Draw, function: Any, rows: str, values: str) -> Call:
+    """An operator whose result has the rows of one operand and the channels of another."""
+    args = _with_backend(d, _operands(d, "qk" + values))
 
     def check(result: Any, args: Mapping[str, Any]) -> Any:
-        k, u = args["k"], args["u"]
-        out = require_form("out", result[0], (*k.shape[:3], u.shape[3]), u.dtype)
-        return out, _finite(require_form("lse", result[1], tuple(k.shape[:3])))
+        form = (*args[rows].shape[:3], args[values].shape[3])
+        out = require_form("out", result[0], form, args[values].dtype)
+        return out, _finite(require_form("lse", result[1], tuple(args["k"].shape[:3])))
 
-    return _hard_pressed(Call(functional.assign, args, check))
+    return _hard_pressed(Call(function, args, check))
 
 
 def pool(d: Draw) -> Call:
