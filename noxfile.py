@@ -44,9 +44,12 @@ TIMM_OF_PRIMUS = "timm==1.0.22"
 
 
 def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = ()) -> None:
-    """Install requirements and dependency groups at the pinned versions."""
+    """Install requirements and dependency groups at the pinned versions.
+
+    What is imported is compiled then: to compile all of torch takes longer than the tests of many a session.
+    """
     listed = nox.project.dependency_groups(SETTINGS, *groups) if groups else ()
-    session.install("-c", str(CONSTRAINTS), *requirements, *listed)
+    session.install("--no-compile", "-c", str(CONSTRAINTS), *requirements, *listed)
 
 
 def install_peers(session: nox.Session) -> None:
