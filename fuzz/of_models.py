@@ -183,7 +183,7 @@ def matched(d: Draw) -> Call:
         refused("labels alone", [labels] * batch),
         refused("float labels", first(labels.float(), masks)),
         refused("integer masks", first(labels, masks.long())),
-        refused("of another size", first(labels, masks.flatten(1))),
+        refused("of another size", first(labels, masks[..., None])),
         refused("one label more", first(torch.cat((labels, labels.new_zeros(1))), masks)),
         refused("a class too many", first(torch.full((len(labels) + 1,), 3), masks.new_zeros(len(labels) + 1, *size))),
         refused("a negative class", first(torch.full((1,), -1), masks.new_zeros(1, *size))),
