@@ -11,6 +11,7 @@ import numpy as np
 from evidence_tables import Results, methods_of, of_score
 from masks import MADE, of_family
 from networks import NETWORKS
+from positions import POSITIONS
 from reporting import COLOURS, figure, save
 from runs import Run
 from scipy import ndimage
@@ -27,7 +28,7 @@ def predictions(folder: Path, results: Results, path: Path) -> None:
     made, axes = figure(len(shown), 2 + len(NETWORKS), 1.6 * (2 + len(NETWORKS)), 1.7 * len(shown))
     for row, family in zip(axes, shown, strict=True):
         picture = of_family(family)[0]
-        row[0].imshow(picture.image[0], cmap="gray")
+        row[0].imshow(picture.image[0].numpy(), cmap="gray")
         row[1].imshow(SHADES[picture.labels.numpy()])
         row[0].set_ylabel(family, fontsize=8)
         for axis, method in zip(row[2:], NETWORKS, strict=True):
@@ -48,7 +49,7 @@ def segments(folder: Path, results: Results, path: Path) -> None:
         found = {m: _arrays(folder, family, m)["stage 2"] for m in methods}
         number = len(np.unique(found[methods[0]]))
         found["SLIC, as many as of native masks"] = superpixels(picture, number, 0.1)
-        row[0].imshow(picture.image[0], cmap="gray")
+        row[0].imshow(picture.image[0].numpy(), cmap="gray")
         row[0].set_ylabel(family, fontsize=8)
         for axis, (name, labels) in zip(row[1:], found.items(), strict=True):
             axis.imshow(_outlined(picture.image[0].numpy(), np.unique(labels, return_inverse=True)[1]))
@@ -70,21 +71,24 @@ def _outlined(image: np.ndarray, labels: np.ndarray, enlarged: int = 6) -> np.nd
 def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -> None:
     """One panel per training set: mIoU over what is tested; as it is, and resampled to the training's spacing."""
     names = [name for name in x if methods_of(results, "spacing", [name])]
-    made, axes = figure(2, max(1, len(names)), 3.6 * max(1, len(names)), 7)
+    made, axes = figure(2, max(1, len(names)), 3.6 * max(1, len(names)), 7.5)
+    lines: dict[str, Any] = {}
     for column, name in enumerate(names):
+        axes[1][column].sharey(axes[0][column])
         for row, (end, title) in enumerate((("", "as it is"), (", resampled", "resampled"))):
             axis = axes[row][column]
-            for index, method in enumerate(methods_of(results, "spacing", [name])):
+            for method in methods_of(results, "spacing", [name]):
+                index = list(POSITIONS).index(method)
                 values = [of_score(results, "spacing", name, method, f"{test}{end}") for test in x[name]]
                 middle = [mean(v) for v in values]
                 error = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-                colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS)]
-                axis.errorbar(x[name], middle, error, color=colour, linestyle=dashes, label=method, capsize=2, lw=1.2)
-            axis.set(title=f"{name}: {title}", ylabel="mIoU")
-            axis.tick_params(labelsize=7)
+                style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS)]}
+                at = [test.removeprefix("spacing ") for test in x[name]]
+                lines[method] = axis.errorbar(at, middle, error, capsize=2, lw=1.3, **style)
+            axis.set(title=f"{name}: {title}", ylabel="mIoU, %")
             axis.grid(alpha=0.3)
-    if names:
-        axes[0][0].legend(fontsize=6)
+    made.legend([lines[m] for m in POSITIONS if m in lines], [m for m in POSITIONS if m in lines],
+                loc="outside lower center", ncols=3, fontsize=8)  # fmt: skip
     save(made, path)
 
 

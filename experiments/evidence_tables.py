@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from networks import OTSU
+from networks import NETWORKS, OTSU
+from positions import FREQUENCIES, POSITIONS
 from reporting import markdown
 from runs import Run
 
 # Results by experiment, data and method, then by seed.
 Results = Mapping[tuple[str, str, str], Mapping[int, dict[str, Any]]]
+
+ORDER = {"masks": [*NETWORKS, OTSU], "spacing": list(POSITIONS), "frequencies": list(FREQUENCIES)}  # of methods
 
 NOT_YET = "Not recorded yet."
 
@@ -39,8 +42,10 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def methods_of(results: Results, experiment: str, data: Sequence[str]) -> list[str]:
-    """In the order in which they were first done."""
-    return list(dict.fromkeys(m for e, d, m in results if e == experiment and d in data))
+    """In the order in which they are defined."""
+    done = {m for e, d, m in results if e == experiment and d in data}
+    order = ORDER.get(experiment, [])
+    return [m for m in order if m in done] + sorted(done - set(order))
 
 
 def of_score(results: Results, experiment: str, data: str, method: str, score: str) -> list[float]:
@@ -101,9 +106,8 @@ def differences(results: Results) -> str:
 def segments(results: Results, stages: Sequence[str]) -> str:
     """How well segments keep to objects: accuracy that they could have, and what spills."""
     lines = []
-    for (experiment, data, method), seeds in results.items():
-        if experiment != "masks" or not method.startswith("grouping"):
-            continue
+    rows = {(d, m): seeds for (e, d, m), seeds in results.items() if e == "masks" and m.startswith("grouping")}
+    for (data, method), seeds in sorted(rows.items()):
         cells = []
         for stage in stages:
             accuracy, spilled = (
