@@ -147,7 +147,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "-p", "RoSE", "-p", "spatial_grouping_attention")
     less = ("--config-file", str(ROOT / "tools" / "mypy_tests.toml"))
     # One after the other: files of one name are in both folders of tests.
-    for folders in ((ROSE / "tests",), (GROUPING / "tests", ROOT / "benchmarks", ROOT / "tools")):
+    for folders in ((ROSE / "tests",), (GROUPING / "tests", ROOT / "benchmarks", ROOT / "tools", ROOT / "fuzz")):
         paths = os.pathsep.join(map(str, folders))
         session.run("mypy", *less, *map(str, folders), env={"MYPYPATH": paths})
 
@@ -182,13 +182,13 @@ def tests_attention(session: nox.Session) -> None:
 
 @nox.session(name="tests-pair")
 def tests_pair(session: nox.Session) -> None:
-    """RoSE's tests beside the other package, all code blocks and programs of pages, parts of benchmarks and tools.
+    """RoSE's tests beside the other package, code blocks and programs of pages, benchmarks' parts, tools, some fuzzing.
 
     The attention package's own tests always run beside RoSE's wheel: see tests-attention.
     """
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
     install_peers(session)
-    run_tests(session, ROSE / "tests", ROOT / "docs", ROOT / "benchmarks", ROOT / "tools")
+    run_tests(session, ROSE / "tests", ROOT / "docs", ROOT / "benchmarks", ROOT / "tools", ROOT / "fuzz")
 
 
 @nox.session(name="tests-newest")
@@ -308,6 +308,13 @@ def brain(session: nox.Session) -> None:
     install_training(session)
     install(session, groups=("brain",))
     run_example(session, "segment_brain.py")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random arguments, right and wrong, for every public constructor and forward pass; options go after ``--``."""
+    install(session, *build(session, ROSE, GROUPING), "hypothesis", "numpy", "scipy", "numba")
+    session.run("python", str(ROOT / "fuzz" / "main.py"), *session.posargs, env=PINNED)
 
 
 @nox.session
