@@ -16,6 +16,7 @@ import evidence_pictures as pictures
 import evidence_tables as tables
 from evidence_tables import Results
 from frequencies import NM
+from main import EXPERIMENTS
 from masks import MADE
 from reporting import fill
 from runs import RESULTS, known
@@ -55,6 +56,13 @@ BLOCKS: dict[str, dict[str, Callable[[Results], str]]] = {
 }
 
 
+def recorded(folder: Path = RESULTS) -> Results:
+    """Results of the runs that the experiments are made of; others, of fewer steps say, are trials."""
+    wanted = {run for module in EXPERIMENTS.values() for run in module.runs(module.STEPS)}
+    found = known(folder)
+    return tables.by_method({run: found[run] for run in found if run in wanted or run.experiment == "primus"})
+
+
 def render(name: str, results: Results) -> str:
     """A page with every marked block as the results have it."""
     return fill((PAGES / f"{name}.md").read_text(), lambda block: BLOCKS[name][block](results) or tables.NOT_YET)
@@ -71,7 +79,7 @@ def draw(results: Results, folder: Path) -> None:
 
 def main() -> None:
     """Fill the pages and draw the pictures."""
-    results = tables.by_method(known(RESULTS))
+    results = recorded()
     for name in BLOCKS:
         (PAGES / f"{name}.md").write_text(render(name, results))
     draw(results, PAGES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from evidence_tables import Results, methods_of, of_score
-from masks import MADE, of_family
+from masks import MADE, STEPS, of_family
 from networks import NETWORKS
 from positions import POSITIONS
 from reporting import COLOURS, figure, save
@@ -48,7 +48,7 @@ def segments(folder: Path, results: Results, path: Path) -> None:
         picture = of_family(family)[0]
         found = {m: _arrays(folder, family, m)["stage 2"] for m in methods}
         number = len(np.unique(found[methods[0]]))
-        found["SLIC, as many as of native masks"] = superpixels(picture, number, 0.1)
+        found["SLIC, as many as of native masks"] = superpixels(picture, number, 0.3)
         row[0].imshow(picture.image[0].numpy(), cmap="gray")
         row[0].set_ylabel(family, fontsize=8)
         for axis, (name, labels) in zip(row[1:], found.items(), strict=True):
@@ -94,12 +94,11 @@ def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -
 
 def _families(results: Results) -> list[str]:
     """Those of which every method has been recorded."""
-    found = [f for f in MADE if all(0 in results.get(("masks", f, m), {}) for m in NETWORKS)]
-    return found or [MADE[0]]
+    return [f for f in MADE if all(0 in results.get(("masks", f, m), {}) for m in NETWORKS)]
 
 
 def _arrays(folder: Path, family: str, method: str) -> dict[str, Any]:
-    return dict(np.load(folder / Run("masks", family, method, 0, 0).file))
+    return dict(np.load(folder / Run("masks", family, method, 0, STEPS).file))
 
 
 def _bare(axes: Any) -> None:

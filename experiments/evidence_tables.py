@@ -18,7 +18,7 @@ ORDER = {"masks": [*NETWORKS, OTSU], "spacing": list(POSITIONS), "frequencies": 
 
 NOT_YET = "Not recorded yet."
 
-# Which of the networks differ in how they downsample, and in nothing else.
+# The first two of each differ in how they downsample, and in widths, which make parameters equal; then the U-Net.
 PAIRS = {
     "native masks - bilinear": ("grouping, native masks", "uniform twin, bilinear"),
     "fused - FPN": ("grouping, fused (nano)", "uniform twin, FPN"),

@@ -36,5 +36,5 @@ def do(run: Run, data: Path | None) -> dict[str, Any]:
     before = wave_vectors(network)
     told = Told(network, lambda _, spacing: tuple(unit * s for s in spacing))
     seconds = train(told, material.draw, run.steps, run.seed, groups=run.method != ONE_RATE)
-    scores = {name: mean_iou(told, pictures) for name, pictures in material.tested.items()}
+    scores = {name: mean_iou(told, pictures, material.side) for name, pictures in material.tested.items()}
     return {"scores": scores, "drift": drift(network, before), "seconds per step": seconds}

@@ -1,7 +1,7 @@
 """Experiments: what grouping, spacing and frequencies are good for.
 
     python experiments/main.py --data DIR
-    python experiments/main.py --only masks --steps 2     # does it run?
+    python experiments/main.py --only masks --steps 2 --results trial     # does it run?
 
 Results are added to experiments/results as they come; what is there is not done again. See README.md beside this file.
 """

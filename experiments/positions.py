@@ -69,9 +69,13 @@ def index(spatial_dims: int, spacing: Spacing) -> nn.Module:
     return Told(ours(spatial_dims, ones), lambda size, _: ones)
 
 
+SIDES = {2: 96, 3: 32}  # of what training sees
+
+
 def normalised(spatial_dims: int, spacing: Spacing) -> nn.Module:
-    """Rotations by coordinates that run from -1 to 1 over every image (arXiv:2508.10104)."""
-    return Told(ours(spatial_dims, (2 / 96,) * spatial_dims), lambda size, _: tuple(2 / n for n in size))
+    """Rotations by coordinates that run from -1 to 1 over every tile, as DINOv3's do (arXiv:2508.10104)."""
+    per_pixel = 2 / SIDES[spatial_dims]
+    return Told(ours(spatial_dims, (per_pixel,) * spatial_dims), lambda size, _: tuple(2 / n for n in size))
 
 
 def learned(spatial_dims: int, spacing: Spacing) -> nn.Module:
@@ -88,7 +92,7 @@ POSITIONS: dict[str, Callable[[int, Spacing], nn.Module]] = {
     "RoSE": ours,
     "RoSE, axial and learned (MuViT's)": lambda dims, spacing: ours(dims, spacing, directions="axial"),
     "RoPE by index": index,
-    "coordinates in [-1, 1] (DINOv3's)": normalised,
+    "coordinates in [-1, 1]": normalised,
     "learned map": learned,
     "none": lambda dims, spacing: ours(dims, spacing, rotary_ratio=0.0),
     "U-Net": lambda dims, spacing: PaddedUNet(dims, CLASSES),

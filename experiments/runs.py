@@ -44,7 +44,8 @@ class Run:
     @property
     def file(self) -> str:
         """Of the arrays that pictures are drawn from, where there are any."""
-        return re.sub("[^a-z0-9]+", "-", f"{self.experiment} {self.data} {self.method} {self.seed}".lower()) + ".npz"
+        words = f"{self.experiment} {self.data} {self.method} {self.seed} {self.steps}"
+        return re.sub("[^a-z0-9]+", "-", words.lower()) + ".npz"
 
 
 Do = Callable[[Run, Path | None], dict[str, Any]]

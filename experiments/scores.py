@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from images import Picture, resampled
+from monai.inferers import sliding_window_inference
 from networks import CLASSES, Logits
 from segmentation.instances import separate
 from segmentation.metrics import instance_scores, semantic_scores
@@ -20,35 +21,47 @@ COMPACTNESS = (0.1, 0.3, 1.0)  # of superpixels: for every image the one that su
 
 
 @torch.no_grad()
-def predict(network: nn.Module, picture: Picture, as_spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """Logits (classes, *size); with a spacing, of the image brought to it, and brought back."""
+def predict(
+    network: nn.Module, picture: Picture, tile: Sequence[int], as_spacing: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Logits (classes, *size), in tiles as large as training has seen; with a spacing, of the image brought to it."""
+    other = picture if as_spacing is None else resampled(picture, as_spacing)
+
+    def of_tiles(image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = network(image, other.spacing)
+        return logits
+
+    # Not beyond the image: padding is nothing that training has seen much of.
+    size = [min(t, n) for t, n in zip(tile, other.image.shape[1:], strict=True)]
+    logits = sliding_window_inference(other.image[None], size, 4, of_tiles, overlap=0.25, mode="gaussian")
+    assert isinstance(logits, torch.Tensor)
     if as_spacing is None:
-        return network(picture.image[None], picture.spacing)[0]
-    other = resampled(picture, as_spacing)
-    logits = network(other.image[None], other.spacing)
+        return logits[0]
     mode = "bilinear" if logits.ndim == 4 else "trilinear"
     return nn.functional.interpolate(logits, tuple(picture.labels.shape), mode=mode, align_corners=False)[0]
 
 
-def of_classes(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, float]:
+def of_classes(network: nn.Module, pictures: Sequence[Picture], tile: Sequence[int]) -> dict[str, float]:
     """Mean IoU, mean Dice without background, and boundary F, in %."""
-    found = [predict(network, p).argmax(0).numpy() for p in pictures]
+    found = [predict(network, p, tile).argmax(0).numpy() for p in pictures]
     scores = semantic_scores(found, [p.labels.numpy() for p in pictures], CLASSES)
     dice = float(np.nanmean(scores["Dice per class"][1:]))
     return _percent({"mIoU": scores["mean IoU"], "Dice": dice, "boundary F": scores["boundary F"]})
 
 
-def mean_iou(network: nn.Module, pictures: Sequence[Picture], as_spacing: Sequence[float] | None = None) -> float:
+def mean_iou(
+    network: nn.Module, pictures: Sequence[Picture], tile: Sequence[int], as_spacing: Sequence[float] | None = None
+) -> float:
     """Over the classes of all pixels together, in %."""
     iou = MulticlassJaccardIndex(CLASSES)
     for picture in pictures:
-        iou.update(predict(network, picture, as_spacing).argmax(0), picture.labels)
+        iou.update(predict(network, picture, tile, as_spacing).argmax(0), picture.labels)
     return round(100 * float(iou.compute()), 2)
 
 
-def of_objects(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, float]:
+def of_objects(network: nn.Module, pictures: Sequence[Picture], tile: Sequence[int]) -> dict[str, float]:
     """AP at two overlaps, of objects by watershed, and IoU of foreground, in %."""
-    found = [separate(predict(network, p)) for p in pictures]
+    found = [separate(predict(network, p, tile)) for p in pictures]
     real = [p.objects for p in pictures]
     scores = instance_scores(found, real)
     both = sum(int(((f > 0) & (r > 0)).sum()) for f, r in zip(found, real, strict=True))
@@ -67,7 +80,7 @@ def of_segments(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, fl
     assert isinstance(network, Logits)
     rows: dict[str, list[tuple[float, float]]] = {}
     for picture in pictures:
-        real = picture.labels.numpy()
+        real = picture.labels.numpy() if picture.objects is None else picture.objects
         output = network.model(picture.image[None], picture.spacing)
         for stage, groups in enumerate(group_labels(output, real.shape), 1):
             rows.setdefault(f"stage {stage}", []).append(segment_scores(groups, real))
@@ -95,9 +108,9 @@ def superpixels(picture: Picture, number: int, compactness: float) -> np.ndarray
 
 
 @torch.no_grad()
-def of_picture(network: nn.Module, picture: Picture) -> dict[str, np.ndarray]:
+def of_picture(network: nn.Module, picture: Picture, tile: Sequence[int]) -> dict[str, np.ndarray]:
     """Classes of one image, and the segments of the stages of a network that groups, to be drawn."""
-    arrays = {"classes": predict(network, picture).argmax(0).numpy().astype(np.uint8)}
+    arrays = {"classes": predict(network, picture, tile).argmax(0).numpy().astype(np.uint8)}
     if isinstance(network, Logits):
         output = network.model(picture.image[None], picture.spacing)
         for stage, groups in enumerate(group_labels(output, tuple(picture.labels.shape)), 1):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import images
 import numpy as np
 import torch
-from images import Picture, averaged, axons, crops, resized
+from images import HELD_OUT, Picture, averaged, axons, crops, resized
 from positions import POSITIONS
 from runs import Run
 from scores import mean_iou
@@ -41,8 +41,8 @@ def measured(network: nn.Module, material: Material, run: Run) -> dict[str, Any]
     seconds = train(network, material.draw, run.steps, run.seed)
     scores = {}
     for name, pictures in material.tested.items():
-        scores[name] = mean_iou(network, pictures)
-        scores[f"{name}, resampled"] = mean_iou(network, pictures, material.spacing)
+        scores[name] = mean_iou(network, pictures, material.side)
+        scores[f"{name}, resampled"] = mean_iou(network, pictures, material.side, material.spacing)
     return {"scores": scores, "seconds per step": seconds}
 
 
@@ -62,9 +62,15 @@ def _of_crops(
     seen: list[list[Picture]], tested: dict[str, list[Picture]], side: tuple[int, ...], number: int
 ) -> Material:
     """Pictures of every spacing of training in turn, by chance."""
-    return Material(
-        lambda rng: crops(seen[int(rng.integers(len(seen)))], side[0], number, rng), tested, side, seen[0][0].spacing
-    )
+    reference = seen[0][0].spacing
+
+    def draw(rng: np.random.Generator) -> Batch:
+        pictures = seen[int(rng.integers(len(seen)))]
+        # As large in physical units: thick slices are fewer.
+        size = [round(n * r / s) for n, r, s in zip(side, reference, pictures[0].spacing, strict=True)]
+        return crops(pictures, size, number, rng)
+
+    return Material(draw, tested, side, reference)
 
 
 def _radii(name: str, data: Path | None) -> Material:
@@ -79,21 +85,20 @@ def _radii(name: str, data: Path | None) -> Material:
 def _axons(name: str, data: Path | None) -> Material:
     """Trained on animals of 0.1 um, "zoomed" on crops that are resampled too; tested on all others, each for itself."""
     assert data is not None, "--data must be a folder for real images"
-    seen: dict[str, list[Picture]] = {}
+    seen: list[Picture] = []
     tested: dict[str, list[Picture]] = {}
-    for title, p in axons(data).items():
-        if p.spacing[0] == 0.1 and "data11" not in title:
-            seen.setdefault("0.1", []).append(p)
+    for p in axons(data).values():
+        if p.spacing[0] == 0.1 and p.name != HELD_OUT:
+            seen.append(p)
         else:
             tested.setdefault(f"{p.name}, {p.spacing[0]:g} um", []).append(_middle(p, 768))
-    material = _of_crops(list(seen.values()), tested, (96, 96), 4)
+    material = _of_crops([seen], tested, (96, 96), 4)
     if not name.endswith("zoomed"):
         return material
-    (pictures,) = seen.values()
 
     def draw(rng: np.random.Generator) -> Batch:
         side = round(96 * np.exp(rng.uniform(*np.log(ZOOMS))))
-        return resized(crops(pictures, side, 4, rng), 96)
+        return resized(crops(seen, (side, side), 4, rng), 96)
 
     return material._replace(draw=draw)
 

@@ -18,7 +18,7 @@ from images import Picture, averaged, resampled, resized
 from networks import NETWORKS, Otsu
 from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
 from reporting import blocks_of
-from runs import RESULTS, Run, complete, known, write
+from runs import Run, complete, known, write
 from scores import segment_scores
 from segmentation.instances import separate
 from segmentation.metrics import instance_scores
@@ -56,7 +56,7 @@ def test_what_is_done_stays_done(tmp_path: Path) -> None:
 def test_what_is_shown_is_kept_beside_the_results(tmp_path: Path) -> None:
     write(tmp_path, RUNS[1], {"scores": {}, "shown": {"classes": np.eye(3)}})
     assert known(tmp_path) == {RUNS[1]: {"scores": {}}}
-    assert np.array_equal(np.load(tmp_path / "masks-colours-u-net-1.npz")["classes"], np.eye(3))
+    assert np.array_equal(np.load(tmp_path / "masks-colours-u-net-1-1.npz")["classes"], np.eye(3))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,7 +97,9 @@ def test_thicker_slices_are_means_and_cover_as_much() -> None:
     thick = averaged(Picture("x", image, image[0].long(), (1.0, 2.0, 3.0)), 3, axis=0)
     assert thick.spacing == (3.0, 2.0, 3.0)
     assert torch.equal(thick.image[0, 1], image[0, 3:6].mean(0))
-    assert torch.equal(thick.labels[1], image[0, 4].long())
+    assert torch.equal(thick.labels[1], image[0, 3].long())  # of three that differ, the least
+    two = torch.tensor([0, 1, 1, 1, 2, 2, 2, 1]).view(8, 1)
+    assert averaged(Picture("x", two[None].float(), two, (1.0, 1.0)), 4, axis=0).labels.flatten().tolist() == [1, 2]
 
 
 def test_resampling_keeps_the_extent() -> None:
@@ -181,8 +183,16 @@ def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert all(0 <= value <= 100 for value in json.loads(json.dumps(result))["scores"].values())
 
 
+def test_other_numbers_of_steps_are_not_evidence(tmp_path: Path) -> None:
+    real, trial = program.EXPERIMENTS["masks"].runs()[0], program.EXPERIMENTS["masks"].runs(2)[0]
+    for run, score in ((real, 60.0), (trial, 10.0)):
+        write(tmp_path, run, {"scores": {"mIoU": score}})
+    results = evidence.recorded(tmp_path)
+    assert tables.of_score(results, "masks", real.data, real.method, "mIoU") == [60.0]
+
+
 def test_pages_have_every_block_and_it_is_what_the_results_give() -> None:
-    results = tables.by_method(known(RESULTS))
+    results = evidence.recorded()
     for name, blocks in evidence.BLOCKS.items():
         page = (evidence.PAGES / f"{name}.md").read_text()
         assert blocks_of(page) == set(blocks)
@@ -202,7 +212,7 @@ def test_tables_say_what_results_hold() -> None:
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
-    results = tables.by_method(known(RESULTS))
+    results = evidence.recorded()
     evidence.draw(results, tmp_path)
     for name in ("predictions", "segments", "spacing"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
