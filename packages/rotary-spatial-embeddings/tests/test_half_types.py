@@ -189,7 +189,7 @@ POINTS = torch.rand(6, 2).bfloat16()
         (lambda: phases(POINTS, E.freqs), "coordinates"),
         (lambda: phases(POINTS.float(), E.freqs.half()), "freqs"),
         (lambda: cos_sin(POINTS), "angles"),
-        (lambda: E.angles(POINTS), "coordinates"),
+        (lambda: E.angles(POINTS), "positions"),
         (lambda: Grid((2, 3)).coordinates(dtype=torch.bfloat16), "dtype"),
     ],
 )

@@ -160,7 +160,6 @@ def test_every_parameter_gets_a_gradient_as_ddp_demands(make) -> None:
     assert all(p.grad is not None for p in module.parameters())
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch's gloo backend")
 def train_in_parallel(make: Callable[[], torch.nn.Module]) -> None:
     module = make()
     if not any(p.requires_grad for p in module.parameters()):
@@ -170,6 +169,7 @@ def train_in_parallel(make: Callable[[], torch.nn.Module]) -> None:
         parallel(torch.randn(2, 6, 32), 0.5, (2, 3)).square().sum().backward()
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch's gloo backend")
 def test_distributed_data_parallel_trains_without_searching_for_unused_parameters() -> None:
     with process_group():
         for make in MODULES:

@@ -76,9 +76,9 @@ def test_images_of_another_kind_are_refused() -> None:
 def test_stages_and_titles_that_do_not_fit_are_refused() -> None:
     pytest.importorskip("matplotlib", reason="the plot extra is not installed")
     image, assignments = torch.rand(8, 8), stages((8, 8))
-    with pytest.raises(TypeError, match="single one"):
+    with pytest.raises(TypeError, match="must be a sequence of Assignments; got AttentionAssignment"):
         plot_groups(image, assignments[0])
-    with pytest.raises(ValueError, match="at least one assignment"):
+    with pytest.raises(ValueError, match="must hold at least one Assignment; got none"):
         plot_groups(image, [])
     with pytest.raises(ValueError, match="titles must be one for each of the 2 stages; got 1"):
         plot_groups(image, assignments, titles=["one"])

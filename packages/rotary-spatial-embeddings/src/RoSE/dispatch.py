@@ -19,7 +19,6 @@ from .kernels.agreement import check_rotation
 from .kernels.selfcheck import SelfCheck
 from .layouts import Heads, back_in_layout, heads_in_front
 from .rotation import is_forward_mode, require_angle_shape, rotate_eager, rotate_plain
-from .validation import require_flag
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter))
 
@@ -32,7 +31,6 @@ ROTATION_CHECK = SelfCheck("the rotation kernels of RoSE", check_rotation, "plai
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """:func:`RoSE.functional.rotate`."""
     require_angle_shape(x, cos, sin)
-    require_flag("interleaved", interleaved)
     if 2 <= x.dim() <= kernels.MOST_DIMENSIONS and _kernels_serve(x, cos, sin):
         return kernels.rotate(x, cos, sin, interleaved=interleaved)
     # Compilers and tensor subclasses (fake, nested, distributed) need operations they can see through.

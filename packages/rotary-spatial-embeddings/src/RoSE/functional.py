@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import dispatch
 from .angles import cos_sin, phases
+from .validation import require_flag
 
 __all__ = ["cos_sin", "phases", "rotate"]
 
@@ -33,7 +34,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> 
         besides the result. On a GPU :mod:`RoSE.kernels` computes it, where it can.
 
     Raises:
-        TypeError: An argument that is not a tensor of real floating-point numbers.
+        TypeError: An argument that is not a tensor of real floating-point numbers, ``interleaved`` not True or False.
         ValueError: Shapes that do not broadcast as said.
     """
-    return dispatch.rotate(x, cos, sin, interleaved)
+    return dispatch.rotate(x, cos, sin, require_flag("interleaved", interleaved))

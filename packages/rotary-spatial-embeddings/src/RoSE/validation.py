@@ -231,14 +231,17 @@ def require_module(name: str, value: nn.Module) -> nn.Module:
 
 def require_floating(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor of one of the supported floating-point dtypes."""
-    if require_tensor(name, value).dtype not in FLOATING_DTYPES:
+    # One comparison after the other, in place of a call: this is asked many times in a forward pass.
+    if not isinstance(value, Tensor) or value.layout not in _LAYOUTS or value.dtype not in FLOATING_DTYPES:
+        require_tensor(name, value)
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {value.dtype}")
     return value
 
 
 def require_position_dtype(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if it is a tensor of a type that can hold positions, float64 or float32."""
-    if require_tensor(name, value).dtype not in POSITION_DTYPES:
+    if not isinstance(value, Tensor) or value.layout not in _LAYOUTS or value.dtype not in POSITION_DTYPES:
+        require_tensor(name, value)
         more = ""
         if value.dtype.is_floating_point:
             more = (

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
     saved network stays what it is when defaults and presets change.
 
     A network that is saved in the place of another replaces it file by file, each when it is whole and on the disk: a
-    program that is killed, or has no room left, leaves the other one.
+    program that has no room left leaves the other one, and so does one that is killed, but for the moment between the
+    weights and the configuration, when it leaves the new ones beside the old.
 
     Args:
         spatial_dims: axes of the images: 1, 2 or 3.
@@ -73,8 +75,9 @@ class PretrainedGroupingViT(  # type: ignore[call-arg]
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a program that was killed
-            shutil.rmtree(leftover)
+        for leftover in folder.glob(f"{_UNFINISHED}*"):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:  # by a program that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as made:
             try:
                 super().save_pretrained(made, **options)
@@ -146,6 +149,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # Beside the files to be, and so on the same disk.
 _UNFINISHED = ".unfinished-"
+_ABANDONED = 24 * 3600.0  # seconds: another program may be saving there
 
 
 def _move(made: Path, folder: Path) -> None:
