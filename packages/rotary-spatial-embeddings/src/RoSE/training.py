@@ -17,10 +17,10 @@ def frequency_groups(model: nn.Module, lr: float, *, eps: float = 1e-8) -> list[
     Adam and its kind take steps of about the learning rate whatever the size of a gradient. A wave vector is in
     radians per physical unit: one and the same step is nothing to it in millimetres and a thousand times its length in
     nanometres. In these groups ``lr`` and ``eps`` are in units of the fastest wave vector that the module starts with
-    along its coarsest axis (``1 / reference_spacing``, or ``2 pi / wavelengths[0]``; along a finer axis waves are
-    faster, and learn more slowly for their length), so that training does not depend on the unit, and nothing decays,
-    since decay pulls all wavelengths towards infinity. (Their gradients have a unit as well: leave them out where the norm of
-    all gradients is clipped.)
+    along its coarsest axis (``1 / reference_spacing``, or ``2 pi / wavelengths[0]``), so that training does not depend
+    on the unit. Along a finer axis waves are faster, and learn more slowly for their length. Nothing decays, since
+    decay pulls all wavelengths towards infinity. Gradients have a unit as well: leave these groups out where the norm
+    of all gradients is clipped.
 
     Args:
         model: holds :class:`RoSE.RotarySpatialEmbedding` at any depth.
