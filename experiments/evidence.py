@@ -70,8 +70,8 @@ def render(name: str, results: Results) -> str:
 
 def draw(results: Results, folder: Path) -> None:
     """Pictures of what was recorded."""
-    pictures.predictions(RESULTS, results, folder / "predictions.png")
-    pictures.segments(RESULTS, results, folder / "segments.png")
+    pictures.predictions(RESULTS, folder / "predictions.png")
+    pictures.segments(RESULTS, folder / "segments.png")
     x = {name: [f"spacing {s:g}" for s in SPACINGS] for name in ("radii", "radii, mixed")}
     x |= {name: [f"{n} mm" for n in SLICES] for name in ("hippocampus", "hippocampus, mixed")}
     pictures.over_spacing(results, x, folder / "spacing.png")

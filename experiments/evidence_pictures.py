@@ -22,9 +22,9 @@ SHADES = np.array([[0.93, 0.93, 0.93], [0.0, 0.45, 0.7], [0.84, 0.37, 0.0]])  # 
 DASHES = ("-", "--", ":")
 
 
-def predictions(folder: Path, results: Results, path: Path) -> None:
+def predictions(folder: Path, path: Path) -> None:
     """Rows are families of images; columns the image, its classes, and what the methods make of it."""
-    shown = _families(results)
+    shown = _families(folder)
     made, axes = figure(len(shown), 2 + len(NETWORKS), 1.6 * (2 + len(NETWORKS)), 1.7 * len(shown))
     for row, family in zip(axes, shown, strict=True):
         picture = of_family(family)[0]
@@ -39,10 +39,10 @@ def predictions(folder: Path, results: Results, path: Path) -> None:
     save(made, path)
 
 
-def segments(folder: Path, results: Results, path: Path) -> None:
+def segments(folder: Path, path: Path) -> None:
     """Rows are families; columns an image, and its segments of the last stage of networks that group, and SLIC's."""
     methods = [m for m in NETWORKS if m.startswith("grouping")]
-    shown = _families(results)
+    shown = _families(folder)
     made, axes = figure(len(shown), 2 + len(methods), 2.6 * (2 + len(methods)), 2.6 * len(shown))
     for row, family in zip(axes, shown, strict=True):
         picture = of_family(family)[0]
@@ -92,13 +92,17 @@ def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -
     save(made, path)
 
 
-def _families(results: Results) -> list[str]:
-    """Those of which every method has been recorded."""
-    return [f for f in MADE if all(0 in results.get(("masks", f, m), {}) for m in NETWORKS)]
+def _families(folder: Path) -> list[str]:
+    """Those of which every method's image has been recorded."""
+    return [f for f in MADE if all(_file(folder, f, m).exists() for m in NETWORKS)]
+
+
+def _file(folder: Path, family: str, method: str) -> Path:
+    return folder / Run("masks", family, method, 0, STEPS).file
 
 
 def _arrays(folder: Path, family: str, method: str) -> dict[str, Any]:
-    return dict(np.load(folder / Run("masks", family, method, 0, STEPS).file))
+    return dict(np.load(_file(folder, family, method)))
 
 
 def _bare(axes: Any) -> None:
