@@ -48,7 +48,7 @@ def segments(folder: Path, path: Path) -> None:
         picture = of_family(family)[0]
         found = {m: _arrays(folder, family, m)["stage 2"] for m in methods}
         number = len(np.unique(found[methods[0]]))
-        found["SLIC, as many as of native masks"] = superpixels(picture, number, 0.3)
+        found["SLIC, as many as of native masks"] = superpixels(picture, number)
         row[0].imshow(picture.image[0].numpy(), cmap="gray")
         row[0].set_ylabel(family, fontsize=8)
         for axis, (name, labels) in zip(row[1:], found.items(), strict=True):

@@ -80,13 +80,12 @@ def of_segments(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, fl
     assert isinstance(network, Logits)
     rows: dict[str, list[tuple[float, float]]] = {}
     for picture in pictures:
-        real = picture.labels.numpy() if picture.objects is None else picture.objects
+        real = objects_of(picture)
         output = network.model(picture.image[None], picture.spacing)
         for stage, groups in enumerate(group_labels(output, real.shape), 1):
             rows.setdefault(f"stage {stage}", []).append(segment_scores(groups, real))
             number = len(np.unique(groups))
-            best = max(segment_scores(superpixels(picture, number, c), real) for c in COMPACTNESS)
-            rows.setdefault(f"SLIC, as stage {stage}", []).append(best)
+            rows.setdefault(f"SLIC, as stage {stage}", []).append(segment_scores(superpixels(picture, number), real))
     return {
         f"{name}, {kind}": round(100 * float(np.mean([row[i] for row in values])), 2)
         for name, values in rows.items()
@@ -94,8 +93,19 @@ def of_segments(network: nn.Module, pictures: Sequence[Picture]) -> dict[str, fl
     }
 
 
-def superpixels(picture: Picture, number: int, compactness: float) -> np.ndarray:
-    """SLIC's (Achanta et al., TPAMI 2012), within 5 % of a number where it can: it merges the smallest of them."""
+def objects_of(picture: Picture) -> np.ndarray:
+    """Single ones where they are labelled, else all pixels of a class."""
+    return picture.labels.numpy() if picture.objects is None else picture.objects
+
+
+def superpixels(picture: Picture, number: int) -> np.ndarray:
+    """SLIC's (Achanta et al., TPAMI 2012), of the compactness that suits the labels best."""
+    each = [_superpixels(picture, number, compactness) for compactness in COMPACTNESS]
+    return max(each, key=lambda found: segment_scores(found, objects_of(picture)))
+
+
+def _superpixels(picture: Picture, number: int, compactness: float) -> np.ndarray:
+    """Within 5 % of a number where it can: SLIC merges the smallest of them."""
     image = picture.image.movedim(0, -1).numpy()
     asked = float(number)
     for _ in range(8):
