@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "tools"))
@@ -40,10 +41,7 @@ BLOCKS: dict[str, dict[str, Callable[[Results], str]]] = {
         "differences": tables.differences,
         "segments": lambda r: tables.segments(r, STAGES),
     },
-    "spacing": {
-        name.replace(",", ""): lambda r, name=name: tables.at_spacings(r, "spacing", name)  # type: ignore[misc]
-        for name in SETS
-    }
+    "spacing": {name.replace(",", ""): partial(tables.at_spacings, experiment="spacing", data=name) for name in SETS}
     | {
         "primus": lambda r: tables.at_spacings(r, "primus", "hippocampus"),
         "primus mixed": lambda r: tables.at_spacings(r, "primus", "hippocampus, mixed"),

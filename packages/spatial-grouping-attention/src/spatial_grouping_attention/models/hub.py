@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from RoSE.validation import require_choice
-from safetensors import SafetensorError  # type: ignore[import-not-found]
+from safetensors import SafetensorError
 
 from .presets import SETTINGS, settings_of
 from .vit import GroupingViT
