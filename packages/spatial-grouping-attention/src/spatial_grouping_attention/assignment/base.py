@@ -7,12 +7,15 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from RoSE.validation import require_flag, require_floating, require_sizes
+from RoSE.validation import require_flag, require_floating, require_int, require_sizes
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+MAX_MATRIX_BYTES = 16 * 2**30
 
 
 class Movable:
@@ -174,9 +177,31 @@ class Assignment(Movable, ABC):
         pooled = averages(self._hard_sum(with_ones(wide), nested, per_head)) if hard else self._pool(wide, per_head)
         return pooled.to(values.dtype)
 
-    @abstractmethod
-    def matrix(self, *, per_head: bool = False) -> Tensor:
-        """A itself, (B, N_in, N_out), or that of every head (B, H, N_in, N_out); for small grids."""
+    def matrix(self, *, per_head: bool = False, max_bytes: int = MAX_MATRIX_BYTES) -> Tensor:
+        """A itself; for small grids.
+
+        Args:
+            per_head: the matrix of every head.
+            max_bytes: largest matrix that is made.
+
+        Returns:
+            (B, N_in, N_out), or (B, H, N_in, N_out) per head, of float32 at least.
+
+        Raises:
+            TypeError: ``per_head`` is not True or False, or ``max_bytes`` no integer.
+            ValueError: the matrix would take more than ``max_bytes``, or heads of a chain are asked for.
+        """
+        heads = self.num_heads if require_flag("per_head", per_head) else 1
+        limit = require_int("max_bytes", max_bytes, minimum=1)
+        dtype = torch.promote_types(self._dtype, torch.float32)
+        wanted = self.batch_size * heads * self.num_inputs * self.num_groups * dtype.itemsize
+        if wanted > limit:
+            raise ValueError(
+                f"the matrix must take at most max_bytes = {limit / 1e9:.1f} GB; got {wanted / 1e9:.1f} GB for "
+                f"{self.num_inputs} tokens and {self.num_groups} groups: upsample, sum, pool and labels do without "
+                "it, or raise max_bytes"
+            )
+        return self._matrix(dtype, per_head)
 
     def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
         """Most likely group of every fine token, without the matrix.
@@ -215,6 +240,15 @@ class Assignment(Movable, ABC):
         tokens is no boundary, as the edge of the grid is none.
         """
         return label_boundaries(self.labels(nested=nested).reshape(self.batch_size, *self.input_shape))
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> torch.dtype:
+        """Type of what the memberships are made of; not public, or code that casts takes assignments for tensors."""
+
+    @abstractmethod
+    def _matrix(self, dtype: torch.dtype, per_head: bool) -> Tensor:
+        """:meth:`matrix` that may be made, of float32 at least."""
 
     @abstractmethod
     def _labels(self, nested: bool, per_head: bool) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from RoSE.validation import require_flag
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -72,11 +71,13 @@ class ComposedAssignment(Assignment):
             return self.stages[0].pool(values, per_head=per_head)
         return averages(self._sum(with_ones(values), per_head))
 
-    def matrix(self, *, per_head: bool = False) -> Tensor:
-        """The product of the stages' matrices, (B, N_in, N_out); for small grids."""
-        if require_flag("per_head", per_head):
-            return self._single().matrix(per_head=True)
-        product = self.stages[-1].matrix()
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.stages[-1]._dtype
+
+    def _matrix(self, dtype: torch.dtype, per_head: bool) -> Tensor:
+        """The product of the stages' matrices."""
+        product = self.stages[-1]._matrix(dtype, per_head)
         for stage in reversed(self.stages[:-1]):
             product = stage.upsample(product)
         return product

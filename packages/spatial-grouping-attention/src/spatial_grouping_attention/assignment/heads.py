@@ -31,16 +31,9 @@ class AssignmentOfHeads(Assignment):
         out, log_mass = self.group_heads(values)
         return log_mass.exp().unsqueeze(-1) * out
 
-    def matrix(self, *, per_head: bool = False) -> Tensor:
-        """A itself, (B, N_in, N_out), or that of every head (B, H, N_in, N_out); for small grids."""
-        dtype = torch.promote_types(self._dtype, torch.float32)
+    def _matrix(self, dtype: torch.dtype, per_head: bool) -> Tensor:
         one_hot = torch.eye(self.num_groups, dtype=dtype, device=self.device)
         return self.upsample(one_hot.expand(self.batch_size, -1, -1), per_head=per_head)
-
-    @property
-    @abstractmethod
-    def _dtype(self) -> torch.dtype:
-        """Type of what the memberships are made of; not public, or code that casts takes assignments for tensors."""
 
     def _upsample(self, values: Tensor, per_head: bool) -> Tensor:
         carried = self.assign_heads(self._for_heads(values))
