@@ -7,16 +7,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import nox
 
-ROOT = Path(__file__).parent
-ROSE = ROOT / "packages" / "rotary-spatial-embeddings"
-GROUPING = ROOT / "packages" / "spatial-grouping-attention"
-CONSTRAINTS = ROOT / "constraints.txt"
-SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+
+from environments import (
+    CONSTRAINTS,
+    GROUPING,
+    PINNED,
+    ROOT,
+    ROSE,
+    SETTINGS,
+    build,
+    import_alone,
+    install,
+    install_bench,
+    install_optional,
+    install_peers,
+    install_training,
+    list_materials,
+    run_example,
+    run_tests,
+)
 
 nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
@@ -30,10 +46,6 @@ nox.options.sessions = [
     "tests-training",
 ]
 
-# One thread per test worker: two workers that each start a thread per core only get in each other's way.
-PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
 SUBJECTS = ("rotation", "grouping", "layers", "compactness", "backbones", "curves", "first_call")  # of benchmarks
 
 # The packages whose tests run beside other versions than the pinned ones.
@@ -41,84 +53,6 @@ VERSIONED = [nox.param(ROSE, id="rose"), nox.param(GROUPING, id="attention")]
 
 # The newest that dynamic-network-architectures accepts, beside the one that is pinned.
 TIMM_OF_PRIMUS = "timm==1.0.22"
-
-
-def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = ()) -> None:
-    """Install requirements and dependency groups at the pinned versions.
-
-    What is imported is compiled then: to compile all of torch takes longer than the tests of many a session.
-    """
-    listed = nox.project.dependency_groups(SETTINGS, *groups) if groups else ()
-    session.install("--no-compile", "-c", str(CONSTRAINTS), *requirements, *listed)
-
-
-def install_peers(session: nox.Session) -> None:
-    """Install the libraries that RoSE must agree with; their requirements would bring in another torch."""
-    install(session, "--no-deps", "timm", "torchvision", "pillow", "rotary-embedding-torch")
-
-
-def install_training(session: nox.Session) -> None:
-    """Install both packages and what the training programs need, which is torch but not torchvision.
-
-    MONAI and torchmetrics import torchvision where they find it, and fail on one that was built for another torch.
-    """
-    install(session, *build(session, ROSE, GROUPING), groups=("train",))
-    install(session, "--no-deps", groups=("train-torch",))
-
-
-def install_optional(session: nox.Session) -> None:
-    """Install both packages and all that makes kernels for them, none of which may bring in a torch of its own."""
-    install(session, *build(session, ROSE, GROUPING), "setuptools", "wheel", "numba", groups=("test",))
-    session.install("--no-deps", "-c", str(CONSTRAINTS), "triton")
-    # Without CUDA a pure Python wheel, built against the torch that is there.
-    session.install("--no-deps", "--no-build-isolation", "-c", str(CONSTRAINTS), "natten")
-
-
-def install_bench(session: nox.Session) -> None:
-    """Install both packages, the suite, and the peers, none of which may bring in another torch."""
-    install(session, *build(session, ROSE, GROUPING), "pytest", "pytest-benchmark", "numpy", "numba", "matplotlib")
-    install_peers(session)
-    install(session, "--no-deps", "monai", "x-transformers", "torch-einops-utils")
-    install(session, "einops", "einx", "loguru", "pyyaml", "frozendict", "psutil", "zarr")
-    session.run("python", str(ROOT / "benchmarks" / "other_process.py"), "--install")
-
-
-def run_example(session: nox.Session, script: str) -> None:
-    """Run a program of the documentation with the options given after ``--``."""
-    # Threads that spin while they wait cost more than they gain where other work shares the processor.
-    session.run(
-        "python", str(ROOT / "docs" / "examples" / script), *session.posargs, env={"OMP_WAIT_POLICY": "passive"}
-    )
-
-
-def build(session: nox.Session, *packages: Path) -> list[str]:
-    """Build wheels of packages and return their paths."""
-    session.install("hatchling")
-    wheels = []
-    for package in packages:
-        target = Path(session.create_tmp()).resolve() / package.name
-        with session.chdir(package):
-            session.run("hatchling", "build", "-t", "wheel", "-d", str(target), silent=True)
-        wheels.append(str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)))
-    return wheels
-
-
-def list_materials(session: nox.Session, environment: Path, bill: Path, *options: str) -> None:
-    """Write the bill of materials of an environment."""
-    how = ("--mc-type", "library", "--output-reproducible", "--output-file", str(bill))
-    session.run("cyclonedx-py", "environment", *how, *options, str(environment))
-
-
-def import_alone(session: nox.Session, name: str) -> None:
-    """Import a package beside nothing but what it requires; a warning of its own is an error."""
-    # torch itself warns where there is no NumPy.
-    strict = f"import torch, warnings; warnings.simplefilter('error'); import {name} as it; print(it.__version__)"
-    session.run("python", "-c", strict)
-
-
-def run_tests(session: nox.Session, *paths: Path, options: tuple[str, ...] = (), **environment: str) -> None:
-    """Run pytest on folders, in parallel, with the options given after ``--``."""
-    session.run("pytest", "-n", "auto", *options, *map(str, paths), *session.posargs, env={**PINNED, **environment})
 
 
 @nox.session
@@ -364,7 +298,7 @@ def bench(session: nox.Session) -> None:
 @nox.session(name="build")
 def build_distributions(session: nox.Session) -> None:
     """Source and wheel distributions of both packages, into dist/; wheels hold the package and nothing else."""
-    session.install("hatchling", "twine", "check-wheel-contents")
+    install(session, "hatchling", "twine", "check-wheel-contents")
     out = ROOT / "dist"
     shutil.rmtree(out, ignore_errors=True)
     for package in (ROSE, GROUPING):
@@ -379,20 +313,26 @@ def build_distributions(session: nox.Session) -> None:
 
 @nox.session
 def sdists(session: nox.Session) -> None:
-    """Both sdists, unpacked away from the checkout: each makes its wheel and passes its own tests beside it."""
+    """Both sdists (``-- DIST``: those there), away from the checkout: each makes its wheel and passes its own tests."""
     install(session, "hatchling", groups=("test",))
     with tempfile.TemporaryDirectory() as folder:
+        given = Path(*session.posargs[:1]) if session.posargs else Path(folder)
         sources = []
         for package in (ROSE, GROUPING):
-            with session.chdir(package):
-                session.run("hatchling", "build", "-t", "sdist", "-d", folder, silent=True)
-            (archive,) = Path(folder).glob(f"{package.name.replace('-', '_')}-*.tar.gz")
+            if not session.posargs:
+                with session.chdir(package):
+                    session.run("hatchling", "build", "-t", "sdist", "-d", folder, silent=True)
+            (archive,) = given.glob(f"{package.name.replace('-', '_')}-*.tar.gz")
             shutil.unpack_archive(archive, folder)
-            sources.append(archive.with_name(archive.name.removesuffix(".tar.gz")))
-        install(session, *build(session, *sources))
+            sources.append(Path(folder) / archive.name.removesuffix(".tar.gz"))
+        wheels = build(session, *sources)
+        for wheel in map(Path, wheels):
+            if session.posargs and wheel.read_bytes() != (given / wheel.name).read_bytes():
+                session.error(f"{wheel.name} must be what its sdist makes; got another in {given}")
+        install(session, *wheels)
         for source in sources:
             with session.chdir(source):
-                run_tests(session)
+                session.run("pytest", "-n", "auto", env=PINNED)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""Refuse a release whose parts disagree: ``python tools/check_release.py TAG DIST``.
+"""Refuse a release whose parts disagree: ``python tools/check_release.py TAG DIST NOTES``.
 
 A tag is a distribution's name, a hyphen and a version (``rotary-spatial-embeddings-2026.11.0``). DIST must hold one
 wheel and one sdist, both of that name and version. Where the wheel requires a package of this repository, the lowest
@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel
 from packaging.version import Version
 
 SIBLINGS = ("rotary-spatial-embeddings", "spatial-grouping-attention")
+PACKAGES = Path(__file__).parents[1] / "packages"
 
 
 def parse_tag(tag: str) -> tuple[str, Version]:
@@ -89,14 +90,33 @@ def check(tag: str, dist: Path) -> None:
             raise ValueError(f"{name} {version} must be released before {tag}; the index does not have it")
 
 
+def notes(package: Path, version: Version) -> str:
+    """What the changelog of a package tells of a version.
+
+    Raises:
+        ValueError: nothing, or fragments are left that it should tell of.
+    """
+    changelog = package / "CHANGELOG.md"
+    if left := sorted(path.name for path in (package / "changes.d").glob("[!.]*")):
+        raise ValueError(f"{changelog.name} must have collected all of changes.d (towncrier build); left are {left}")
+    sections = changelog.read_text(encoding="utf-8").split("\n## ")[1:]
+    told = {heading.strip(): text.strip() for heading, _, text in (section.partition("\n") for section in sections)}
+    if not told.get(str(version)):
+        raise ValueError(f"{changelog.name} must tell of {version}; it tells of {[*told]}")
+    return told[str(version)]
+
+
 def main() -> None:
     """Check what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tag")
     parser.add_argument("dist", type=Path)
+    parser.add_argument("notes", type=Path)
     options = parser.parse_args()
     try:
         check(options.tag, options.dist)
+        name, version = parse_tag(options.tag)
+        options.notes.write_text(notes(PACKAGES / name, version) + "\n", encoding="utf-8")
     except ValueError as error:
         sys.exit(str(error))
 

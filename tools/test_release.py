@@ -69,3 +69,43 @@ def test_a_sibling_that_is_not_released_is_refused(index: Path, tmp_path: Path) 
 def test_a_sibling_without_a_lower_bound_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have one lower bound"):
         check_release.check(f"{GROUPING}-2026.12.0", distribution(tmp_path, GROUPING, "2026.12.0", f"{ROSE}<2028"))
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package's folder, with a changelog of two versions."""
+    (tmp_path / "changes.d").mkdir()
+    (tmp_path / "changes.d" / ".gitkeep").touch()
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 2026.12.1\n\n- New.\n\n## 2026.12.0\n\n- Old.\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("version", "told"), [("2026.12.1", "- New."), ("2026.12.0", "- Old.")])
+def test_notes_are_the_changelogs_section(package: Path, version: str, told: str) -> None:
+    assert check_release.notes(package, check_release.Version(version)) == told
+
+
+@pytest.mark.parametrize("version", ["2026.12.2", "2026.12"])
+def test_a_version_that_the_changelog_does_not_tell_of_is_refused(package: Path, version: str) -> None:
+    with pytest.raises(ValueError, match=rf"must tell of {version}; it tells of \['2026.12.1', '2026.12.0'\]"):
+        check_release.notes(package, check_release.Version(version))
+
+
+def test_a_section_without_a_word_is_refused(package: Path) -> None:
+    (package / "CHANGELOG.md").write_text("# Changelog\n\n## 2026.12.1\n\n## 2026.12.0\n\n- Old.\n")
+    with pytest.raises(ValueError, match=r"must tell of 2026\.12\.1"):
+        check_release.notes(package, check_release.Version("2026.12.1"))
+
+
+def test_fragments_that_are_left_are_refused(package: Path) -> None:
+    (package / "changes.d" / "7.fixed.md").write_text("Something.")
+    with pytest.raises(ValueError, match=r"left are \['7.fixed.md'\]"):
+        check_release.notes(package, check_release.Version("2026.12.1"))
+
+
+@pytest.mark.parametrize("name", check_release.SIBLINGS)
+def test_the_changelogs_that_are_here_can_be_read(name: str, tmp_path: Path) -> None:
+    text = (check_release.PACKAGES / name / "CHANGELOG.md").read_text(encoding="utf-8")
+    latest = text.split("\n## ", 1)[1].partition("\n")[0]
+    (tmp_path / "CHANGELOG.md").write_text(text, encoding="utf-8")
+    assert len(check_release.notes(tmp_path, check_release.Version(latest))) > 100
