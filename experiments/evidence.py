@@ -21,7 +21,7 @@ from main import EXPERIMENTS
 from masks import MADE
 from reporting import fill
 from runs import RESULTS, known
-from spacing import SETS, SLICES, SPACINGS
+from spacing import METHODS, SLICES, SPACINGS
 
 PAGES = Path(__file__).parents[1] / "docs" / "evidence"
 
@@ -41,7 +41,7 @@ BLOCKS: dict[str, dict[str, Callable[[Results], str]]] = {
         "differences": tables.differences,
         "segments": lambda r: tables.segments(r, STAGES),
     },
-    "spacing": {name.replace(",", ""): partial(tables.at_spacings, experiment="spacing", data=name) for name in SETS}
+    "spacing": {name.replace(",", ""): partial(tables.at_spacings, experiment="spacing", data=name) for name in METHODS}
     | {
         "primus": lambda r: tables.at_spacings(r, "primus", "hippocampus"),
         "primus mixed": lambda r: tables.at_spacings(r, "primus", "hippocampus, mixed"),

@@ -8,10 +8,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from evidence_tables import Results, methods_of, of_score
+from evidence_tables import ORDER, Results, methods_of, of_score
 from masks import MADE, STEPS, of_family
 from networks import NETWORKS
-from positions import POSITIONS
 from reporting import COLOURS, figure, save
 from runs import Run
 from scipy import ndimage
@@ -78,7 +77,7 @@ def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -
         for row, (end, title) in enumerate((("", "as it is"), (", resampled", "resampled"))):
             axis = axes[row][column]
             for method in methods_of(results, "spacing", [name]):
-                index = list(POSITIONS).index(method)
+                index = ORDER["spacing"].index(method)
                 values = [of_score(results, "spacing", name, method, f"{test}{end}") for test in x[name]]
                 middle = [mean(v) for v in values]
                 error = [stdev(v) if len(v) > 1 else 0.0 for v in values]
@@ -87,8 +86,8 @@ def over_spacing(results: Results, x: Mapping[str, Sequence[str]], path: Path) -
                 lines[method] = axis.errorbar(at, middle, error, capsize=2, lw=1.3, **style)
             axis.set(title=f"{name}: {title}", ylabel="mIoU, %")
             axis.grid(alpha=0.3)
-    made.legend([lines[m] for m in POSITIONS if m in lines], [m for m in POSITIONS if m in lines],
-                loc="outside lower center", ncols=3, fontsize=8)  # fmt: skip
+    named = {m: lines[m] for m in ORDER["spacing"] if m in lines}
+    made.legend([*named.values()], [*named], loc="outside lower center", ncols=3, fontsize=8)
     save(made, path)
 
 

@@ -7,14 +7,18 @@ from statistics import mean, stdev
 from typing import Any
 
 from networks import NETWORKS, OTSU
-from positions import FREQUENCIES, POSITIONS
+from positions import FREQUENCIES, POSITIONS, RESAMPLED
 from reporting import markdown
 from runs import Run
 
 # Results by experiment, data and method, then by seed.
 Results = Mapping[tuple[str, str, str], Mapping[int, dict[str, Any]]]
 
-ORDER = {"masks": [*NETWORKS, OTSU], "spacing": list(POSITIONS), "frequencies": list(FREQUENCIES)}  # of methods
+ORDER = {  # of methods
+    "masks": [*NETWORKS, OTSU],
+    "spacing": [*POSITIONS, *RESAMPLED],
+    "frequencies": list(FREQUENCIES),
+}
 
 NOT_YET = "Not recorded yet."
 

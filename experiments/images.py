@@ -94,13 +94,17 @@ def averaged(picture: Picture, slices: int, axis: int) -> Picture:
 
 def resampled(picture: Picture, spacing: Sequence[float]) -> Picture:
     """An image of another spacing: what is to be beaten. Labels stay as they are, since predictions are taken back."""
-    size = [max(16, round(n * s / t)) for n, s, t in zip(picture.labels.shape, picture.spacing, spacing, strict=True)]
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    antialias = (
-        {"antialias": any(s < t for s, t in zip(picture.spacing, spacing, strict=True))} if len(size) == 2 else {}
-    )
-    image = F.interpolate(picture.image[None], size, mode=mode, align_corners=False, **antialias)[0]
+    image = at_spacing(picture.image[None], picture.spacing, spacing)[0]
     return picture._replace(image=image, spacing=tuple(spacing))
+
+
+def at_spacing(images: Tensor, spacing: Sequence[float], target: Sequence[float]) -> Tensor:
+    """Images (B, C, *size) of as many pixels as another spacing has."""
+    size = [max(16, round(n * s / t)) for n, s, t in zip(images.shape[2:], spacing, target, strict=True)]
+    if len(size) == 3:
+        return F.interpolate(images, size, mode="trilinear", align_corners=False)
+    coarser = any(s < t for s, t in zip(spacing, target, strict=True))
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=coarser)
 
 
 def resized(batch: Batch, size: int) -> Batch:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from images import at_spacing
 from networks import CLASSES, Logits, PaddedUNet, ours
 from spatial_grouping_attention.models.tokens import Tokens
 from torch import Tensor, nn
@@ -47,6 +48,21 @@ class SpacingChannels(nn.Module):
         planes = [torch.full_like(image, math.log(s / r)) for s, r in zip(spacing, self.reference, strict=True)]
         logits: Tensor = self.network(torch.cat([image, *planes], 1), spacing)
         return logits
+
+
+class Resampled(nn.Module):
+    """Brings images to one spacing, in training too, and logits back: what nnU-Net does (Isensee et al. 2021)."""
+
+    def __init__(self, network: nn.Module, spacing: Spacing) -> None:
+        super().__init__()
+        self.network = network
+        self.spacing = spacing
+
+    def forward(self, image: Tensor, spacing: Spacing) -> Tensor:
+        """Images (B, C, *size) -> (B, classes, *size)."""
+        logits = self.network(at_spacing(image, spacing, self.spacing), self.spacing)
+        mode = "bilinear" if image.ndim == 4 else "trilinear"
+        return F.interpolate(logits, image.shape[2:], mode=mode, align_corners=False)
 
 
 class LearnedPositions(nn.Module):
@@ -98,6 +114,12 @@ POSITIONS: dict[str, Callable[[int, Spacing], nn.Module]] = {
     "U-Net": lambda dims, spacing: PaddedUNet(dims, CLASSES),
     "U-Net, spacing as channels": lambda dims, spacing: SpacingChannels(PaddedUNet(dims, CLASSES, 1 + dims), spacing),
     "RoSE, spacing as channels": lambda dims, spacing: SpacingChannels(ours(dims, spacing, 1 + dims), spacing),
+}
+
+# Where training sees several spacings; else nothing would be resampled that is not resampled in tests.
+RESAMPLED: dict[str, Callable[[int, Spacing], nn.Module]] = {
+    "RoSE, resampled in training too": lambda dims, spacing: Resampled(ours(dims, spacing), spacing),
+    "U-Net, resampled in training too": lambda dims, spacing: Resampled(PaddedUNet(dims, CLASSES), spacing),
 }
 
 # Of the bands themselves; all know physical coordinates.

@@ -10,7 +10,7 @@ import images
 import numpy as np
 import torch
 from images import HELD_OUT, Picture, averaged, axons, crops, resized
-from positions import POSITIONS
+from positions import POSITIONS, RESAMPLED
 from runs import Run
 from scores import mean_iou
 from shapes import batch, picture
@@ -21,19 +21,26 @@ STEPS = 400
 SPACINGS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of made images; trained at 1
 SLICES = (1, 2, 3, 4)  # that are averaged into one
 ZOOMS = (0.6, 2.0)  # of crops, where training sees more than one
-SETS = ("radii", "radii, mixed", "axons and myelin", "axons and myelin, zoomed", "hippocampus", "hippocampus, mixed")
+METHODS = {
+    "radii": POSITIONS,
+    "radii, mixed": POSITIONS | RESAMPLED,
+    "axons and myelin": POSITIONS,
+    "axons and myelin, zoomed": POSITIONS | RESAMPLED,
+    "hippocampus": POSITIONS,
+    "hippocampus, mixed": POSITIONS | RESAMPLED,
+}
 
 
 def runs(steps: int = STEPS) -> list[Run]:
     """Three seeds."""
-    return [Run("spacing", d, m, s, steps) for s in range(3) for d in SETS for m in POSITIONS]
+    return [Run("spacing", d, m, s, steps) for s in range(3) for d, methods in METHODS.items() for m in methods]
 
 
 def do(run: Run, data: Path | None) -> dict[str, Any]:
     """Train at the spacings of training; score at every other, as it is and resampled."""
     material = SETS_OF[run.data.split(",")[0]](run.data, data)
     torch.manual_seed(run.seed)
-    return measured(POSITIONS[run.method](len(material.side), material.spacing), material, run)
+    return measured(METHODS[run.data][run.method](len(material.side), material.spacing), material, run)
 
 
 def measured(network: nn.Module, material: Material, run: Run) -> dict[str, Any]:

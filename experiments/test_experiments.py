@@ -16,7 +16,7 @@ import main as program
 import masks
 from images import Picture, averaged, resampled, resized
 from networks import NETWORKS, Otsu
-from positions import FREQUENCIES, POSITIONS, drift, wave_vectors
+from positions import FREQUENCIES, POSITIONS, RESAMPLED, Resampled, drift, wave_vectors
 from reporting import blocks_of
 from runs import Run, complete, known, write
 from scores import segment_scores
@@ -141,15 +141,30 @@ def test_segments_are_scored_as_one_would_by_hand() -> None:
     assert segment_scores(segments, real) == (0.75, 0.5)
 
 
-@pytest.mark.parametrize("method", [*NETWORKS, *POSITIONS])
+@pytest.mark.parametrize("method", [*NETWORKS, *POSITIONS, *RESAMPLED])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_methods_give_logits_of_any_size_and_equal_numbers_of_parameters(method: str, dims: int) -> None:
-    network = {**NETWORKS, **POSITIONS}[method](dims, (0.5,) * dims)
+    network = {**NETWORKS, **POSITIONS, **RESAMPLED}[method](dims, (0.5,) * dims)
     size = (20, 17, 11)[-dims:]
     assert network(torch.randn(1, 1, *size), (0.7,) * dims).shape == (1, 3, *size)
     parameters = sum(p.numel() for p in network.parameters())
     middle = {2: 430_000, 3: 567_000}[dims]
     assert abs(parameters / middle - 1) < 0.15, parameters
+
+
+def test_networks_that_resample_see_one_spacing() -> None:
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, image: torch.Tensor, spacing: tuple[float, ...]) -> torch.Tensor:
+            seen.append((*image.shape[2:], *spacing))
+            return image
+
+    image = torch.linspace(0, 1, 40)[None, None, :, None].repeat(1, 1, 1, 20)
+    logits = Resampled(Network(), (1.0, 1.0))(image, (0.5, 2.0))
+    assert seen == [(20, 40, 1.0, 1.0)]
+    assert logits.shape == image.shape
+    assert (logits - image).abs().max() < 0.03
 
 
 def test_learned_wave_vectors_drift_and_fixed_ones_do_not() -> None:
