@@ -21,6 +21,7 @@ STEPS = 400
 SPACINGS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of made images; trained at 1
 SLICES = (1, 2, 3, 4)  # that are averaged into one
 ZOOMS = (0.6, 2.0)  # of crops, where training sees more than one
+LONGER = "hippocampus, mixed, three times the steps"
 METHODS = {
     "radii": POSITIONS,
     "radii, mixed": POSITIONS | RESAMPLED,
@@ -28,12 +29,15 @@ METHODS = {
     "axons and myelin, zoomed": POSITIONS | RESAMPLED,
     "hippocampus": POSITIONS,
     "hippocampus, mixed": POSITIONS | RESAMPLED,
+    LONGER: {m: (POSITIONS | RESAMPLED)[m] for m in ("RoSE", "RoSE, resampled in training too")},
 }
 
 
 def runs(steps: int = STEPS) -> list[Run]:
     """Three seeds."""
-    return [Run("spacing", d, m, s, steps) for s in range(3) for d, methods in METHODS.items() for m in methods]
+    at = {LONGER: 3 * steps}
+    named = [(d, m) for d, methods in METHODS.items() for m in methods]
+    return [Run("spacing", d, m, s, at.get(d, steps)) for s in range(3) for d, m in named]
 
 
 def do(run: Run, data: Path | None) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def hippocampus(name: str, data: Path | None) -> Material:
     pictures = images.hippocampus(data)
     seen = [p for i, p in enumerate(pictures) if i % 4]
     unseen = pictures[::4]
-    kinds = SLICES if name.endswith("mixed") else (1,)
+    kinds = SLICES if "mixed" in name else (1,)
     tested = {f"{n} mm": [averaged(p, n, 0) for p in unseen] for n in SLICES}
     return _of_crops([[averaged(p, n, 0) for p in seen] for n in kinds], tested, (32, 32, 32), 2)
 

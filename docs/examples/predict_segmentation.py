@@ -65,7 +65,8 @@ def load(options: argparse.Namespace) -> tuple[Settings, Predictor]:
     checkpoint.fill(network, kept["weights"], options.checkpoint)
     precision = settings.precision if options.device.type == "cuda" else "float32"
     largest = largest_piece(settings.crop, options.largest)
-    return settings, Predictor(network.to(options.device), settings.task, precision, largest)
+    network.to(options.device)
+    return settings, Predictor(network, settings.task, precision, largest, settings.seen_spacing)
 
 
 def segment(path: Path, target: Path, settings: Settings, predictor: Predictor, given: Sequence[float] | None) -> None:

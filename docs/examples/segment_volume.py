@@ -28,7 +28,7 @@ from segmentation.checkpoint import CheckpointError
 from segmentation.cluster import ClusterError, connect, memory_of_workers, result_of, work
 from segmentation.intensities import Intensities, Search, Tally
 from segmentation.ledger import Ledger, LedgerError, hash_of
-from segmentation.prediction import largest_piece
+from segmentation.prediction import largest_piece, own_pixels
 from segmentation.settings import Settings, SettingsError
 from segmentation.volume_jobs import Job, begun, bytes_of_block, bytes_of_counting, count_piece, label_block, try_tile
 from segmentation.volumes import Source, is_compressed, open_volume, unpack
@@ -124,7 +124,8 @@ def make_job(options: argparse.Namespace, settings: Settings, source: Source, ne
     if len(spacing) != settings.spatial_dims:
         raise SettingsError(f"spacing must be {settings.spatial_dims} numbers; got {tuple(spacing)}")
     size = source.shape[1:]
-    tile = tile_shape(size, spacing, largest_piece(settings.crop, options.largest))
+    largest = largest_piece(settings.crop, options.largest)
+    tile = tile_shape(size, spacing, own_pixels(largest, spacing, settings.seen_spacing))
     precision = settings.precision if options.device.startswith("cuda") else "float32"
     blocks = Blocks(size, tile, (1,) * len(size))
     files = network.absolute(), source.path, options.out.absolute()

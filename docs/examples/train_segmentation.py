@@ -123,7 +123,8 @@ def prepare(options: argparse.Namespace, processes: Processes) -> tuple[Settings
     files = {"training": [sample.name for sample in seen], "validation": [sample.name for sample in unseen]}
     if kept is not None:
         require_same_files(kept.path, kept.rest["files"], files)
-    crops = Crops(seen, settings.crop, settings.steps * settings.batch, settings.seed, task=settings.task)
+    length = settings.steps * settings.batch
+    crops = Crops(seen, settings.crop, length, settings.seed, task=settings.task, spacing=settings.seen_spacing)
     options.out.mkdir(parents=True, exist_ok=True)
     return settings, Work(crops, unseen, files, options), kept
 
@@ -212,7 +213,7 @@ def run_epoch(training: Training, work: Work, records: Records | None, stop: Sto
         losses = training.finish_epoch(work.crops, work.options.workers, on_step)
 
     largest = largest_piece(settings.crop, work.options.largest)
-    predictor = Predictor(training.averaged(), settings.task, settings.precision, largest)
+    predictor = Predictor(training.averaged(), settings.task, settings.precision, largest, settings.seen_spacing)
     with tqdm(total=len(work.unseen), desc=f"{title}, validation", unit="image", **shown) as bar:
 
         def on_round(samples: int) -> None:

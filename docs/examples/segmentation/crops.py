@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from segmentation.augment import Piece, cut, normalise, relight, turn
 from segmentation.pairs import Sample
+from segmentation.resample import at_spacing
 
 
 class Item(TypedDict):
@@ -42,6 +43,7 @@ class Crops(Dataset[Item]):
         augment: vary the crops: mirrored, turned by 90 degrees between axes of equal spacing and size, rescaled with
             their spacing, lighter, darker, noisier.
         task: "semantic", or "instances", whose labels are re-numbered 1, 2, ... in every crop.
+        spacing: that all samples are brought to first; None for their own.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Crops(Dataset[Item]):
         augment: bool = True,
         *,
         task: str = "semantic",
+        spacing: Sequence[float] | None = None,
     ) -> None:
         if not samples:
             raise ValueError("samples must be at least one; got none")
@@ -61,7 +64,8 @@ class Crops(Dataset[Item]):
         self.seed = require_int("seed", seed, minimum=0)
         self.augment = augment
         self.task = require_choice("task", task, ("semantic", "instances"))
-        self.pieces = [Piece(normalise(s.image).numpy(), s.labels, s.spacing) for s in samples]
+        pieces = [Piece(normalise(s.image).numpy(), s.labels, s.spacing) for s in samples]
+        self.pieces = pieces if spacing is None else [at_spacing(piece, spacing) for piece in pieces]
         # In shared memory: a worker that lives on from one epoch to the next has a copy of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

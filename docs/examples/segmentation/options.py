@@ -25,6 +25,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--task", choices=TASKS, help="classes of pixels, or separate objects (default: semantic)")
     add("--preset", choices=tuple(LEARNING_RATES), help="which network (default: nano)")
     add("--spacing", type=float, nargs="+", help="distance of pixels along every axis (default: as the files say)")
+    add("--resample", action="store_const", const=True, help="bring all images to their typical spacing before the "
+        "network sees them, and predictions back")  # fmt: skip
     add("--dims", type=int, choices=(2, 3), help="axes of the images (default: as the labels have)")
     add("--classes", type=int, help="number of classes, background included (default: as the labels have)")
     add("--crop", type=int, nargs="+", help="pixels of a crop along every axis (default: from spacing and sizes)")
@@ -70,7 +72,7 @@ def suitable_precision(device: torch.device) -> str:
 
 def chosen(options: argparse.Namespace) -> dict[str, Any]:
     """Settings that the options say; those that they leave open are not in it."""
-    names = ("task", "preset", "epochs", "steps", "batch", "learning_rate", "validation", "seed")
+    names = ("task", "preset", "epochs", "steps", "batch", "learning_rate", "validation", "seed", "resample")
     asked = {name: getattr(options, name) for name in names}
     asked |= {
         "spatial_dims": options.dims,

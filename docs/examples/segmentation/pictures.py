@@ -50,7 +50,7 @@ def _panels(predictor: Predictor, sample: Sample) -> dict[str, NDArray[Any]]:
     pixels, labels = normalise(sample.image)[(slice(None), *place)], sample.labels[place]
     output = predictor.look(pixels[None], sample.spacing)
     picture = displayed(pixels[(slice(None), *cut)].numpy())
-    panels = {"image": picture, "reference": labels[cut], "prediction": predictor.decide(output)[cut]}
+    panels = {"image": picture, "reference": labels[cut], "prediction": predictor.decide(output, labels.shape)[cut]}
     for stage, groups in enumerate(group_labels(output, labels.shape), 1):
         panels[f"{output.assignments[stage - 1].num_groups} groups, stage {stage}"] = outlined(picture, groups[cut])
     return panels

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segmentation.augment import normalise
 from segmentation.blocks import Block, Blocks, Window, tile_shape
 from segmentation.loop import autocast
+from segmentation.resample import resize, resize_labels, size_at
 
 # Pixels that are predicted in one piece, in crops of training. Attention that sees all of an image has only seen crops:
 # nano, trained on 128 x 128, loses a point of mean IoU on an image of 1801 x 1901 seen whole, in six times the time.
@@ -50,50 +51,62 @@ class Predictor:
         largest: pixels of an image that is seen as a whole. Larger ones are cut into tiles that overlap, whose logits
             are blended with Gaussian weights. Instances are never cut: which parts in two tiles are one object
             is not known from logits.
+        spacing: that images are brought to before the network sees them; None for their own.
     """
 
-    def __init__(self, network: nn.Module, task: str, precision: str, largest: int) -> None:
+    def __init__(
+        self, network: nn.Module, task: str, precision: str, largest: int, spacing: Sequence[float] | None = None
+    ) -> None:
         self.network = network.eval()
         self.task = task
         self.precision = precision
         self.largest = largest
+        self.spacing = spacing
         self.device = next(network.parameters()).device
 
     def __call__(self, image: NDArray[np.generic], spacing: Sequence[float]) -> Prediction:
         """Predict one image (C, *size), as the file has it."""
         pixels = normalise(image)[None]
         size = tuple(pixels.shape[2:])
-        tile = size if self.task == "instances" else tile_shape(size, spacing, self.largest)
+        largest = own_pixels(self.largest, spacing, self.spacing)
+        tile = size if self.task == "instances" else tile_shape(size, spacing, largest)
         if tile == size:
             output = self.look(pixels, spacing)
-            return Prediction(self.decide(output), count_groups(output))
+            return Prediction(self.decide(output, size), count_groups(output))
         use: list[GroupUse] = []
 
         def look(window: Window) -> Tensor:
-            output = self.look(pixels[(..., *window)], spacing)
+            part = pixels[(..., *window)]
+            output = self.look(part, spacing)
             use[:] = add_use(use, count_groups(output))
-            return output.logits[0].float().cpu()
+            return logits_of(output, part.shape[2:])
 
         labels = blend(look, Blocks.single(size, tile)[0])
         return Prediction(labels.astype(np.int32), use)
 
     def logits(self, pixels: NDArray[np.float32], spacing: Sequence[float]) -> Tensor:
         """Logits (classes, *size) of one normalised image (C, *size), and nothing else that the network gives."""
-        return self.look(torch.from_numpy(pixels)[None], spacing).logits[0].float().cpu()
+        return logits_of(self.look(torch.from_numpy(pixels)[None], spacing), pixels.shape[1:])
 
     def look(self, pixels: Tensor, spacing: Sequence[float]) -> SegmentationOutput:
-        """All that the network says of one normalised image (1, C, *size)."""
+        """All that the network says of one normalised image (1, C, *size), in the pixels that it sees."""
+        if self.spacing is not None:
+            pixels, spacing = resize(pixels, size_at(pixels.shape[2:], spacing, self.spacing)), self.spacing
         with torch.no_grad(), autocast(self.device, self.precision):
             output: SegmentationOutput = self.network(pixels.to(self.device), tuple(spacing))
         return output
 
-    def decide(self, output: SegmentationOutput) -> NDArray[np.int32]:
-        """Labels (*size) of what :meth:`look` gave."""
-        if self.task == "instances":
-            labels = panoptic_segments(output, things=[1])[0].instances
-        else:
-            labels = output.logits[0].argmax(0)
-        return labels.cpu().numpy().astype(np.int32)
+    def decide(self, output: SegmentationOutput, size: Sequence[int]) -> NDArray[np.int32]:
+        """Labels of an image (*size) of what :meth:`look` gave."""
+        if self.task == "semantic":
+            return resize(output.logits.float(), size)[0].argmax(0).cpu().numpy().astype(np.int32)
+        instances = panoptic_segments(output, things=[1])[0].instances
+        return resize_labels(instances.cpu().numpy().astype(np.int32), size)
+
+
+def logits_of(output: SegmentationOutput, size: Sequence[int]) -> Tensor:
+    """Logits (classes, *size) of one image, in its own pixels, on the CPU."""
+    return resize(output.logits.float(), size)[0].cpu()
 
 
 def blend(look: Callable[[Window], Tensor], block: Block) -> NDArray[np.uint8]:
@@ -137,6 +150,13 @@ def _relative(window: Window, corner: Sequence[int]) -> Window:
 def largest_piece(crop: Sequence[int], asked: int | None) -> int:
     """Pixels of the largest image that is predicted whole: as asked for, or by the size of training's crops."""
     return asked or LARGEST_IN_CROPS * math.prod(crop)
+
+
+def own_pixels(seen: int, spacing: Sequence[float], seen_spacing: Sequence[float] | None) -> int:
+    """Pixels of an image that are as many where the network sees them."""
+    if seen_spacing is None:
+        return seen
+    return max(1, round(seen * math.prod(seen_spacing) / math.prod(spacing)))
 
 
 def count_groups(output: SegmentationOutput) -> list[GroupUse]:

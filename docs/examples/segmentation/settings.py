@@ -59,6 +59,7 @@ class Settings:
         seed: of weights, crops, and of which samples are for validation.
         validation: part of the samples that is kept for validation.
         given_spacing: spacing that was said in place of that of the files; None for theirs.
+        resample: bring every image to ``spacing`` before the network sees it, and predictions back.
         precision: of the forward pass: ``"float32"``, or ``"bf16"`` or ``"fp16"`` by autocast.
 
     Raises:
@@ -84,6 +85,7 @@ class Settings:
     seed: int = 0
     validation: float = 0.2
     given_spacing: tuple[float, ...] | None = None
+    resample: bool = False
     precision: str = "float32"
 
     def __post_init__(self) -> None:
@@ -106,6 +108,11 @@ class Settings:
             raise SettingsError(f"learning_rate must be positive; got {self.learning_rate}")
         if not 0 < self.validation < 1:
             raise SettingsError(f"validation must be between 0 and 1; got {self.validation}")
+
+    @property
+    def seen_spacing(self) -> tuple[float, ...] | None:
+        """The one spacing that the network sees; None where it sees those of the images."""
+        return self.spacing if self.resample else None
 
     def as_data(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""

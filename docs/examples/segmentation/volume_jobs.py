@@ -56,7 +56,8 @@ def _load_network(path: Path, device: str, precision: str, run: str) -> Network:
     settings = Settings.from_data(kept["settings"])
     network: nn.Module = build_network(settings)
     checkpoint.fill(network, kept["weights"], path)
-    return Network(settings, Predictor(network.to(device), settings.task, precision, sys.maxsize))
+    predictor = Predictor(network.to(device), settings.task, precision, sys.maxsize, settings.seen_spacing)
+    return Network(settings, predictor)
 
 
 def _network(job: Job) -> Network:
