@@ -245,6 +245,32 @@ def brain(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Lines and branches of both packages that their own tests reach: 95 % at least."""
+    install_optional(session)
+    install(session, "pytest-cov", groups=("test",))
+    install_peers(session)
+    for package, name in ((ROSE, "RoSE"), (GROUPING, "spatial_grouping_attention")):
+        measure = {"COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / f"{name}.coverage")}
+        counted = (f"--cov={name}", f"--cov-config={ROOT / 'pyproject.toml'}", "--cov-append", "--cov-report=")
+        run_tests(session, package / "tests", options=counted, **measure)
+        marked = (*counted, "-m", "(triton or natten or native) and not slow")
+        run_tests(session, package / "tests", options=marked, TRITON_INTERPRET="1", **measure)
+        least = ("--show-missing", "--skip-covered", "--fail-under=95")
+        session.run("coverage", "report", f"--rcfile={ROOT / 'pyproject.toml'}", *least, env=measure)
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Mutants of what everything else is computed from, against the tests: an hour and more; survivors are listed."""
+    install(session, *build(session, ROSE, GROUPING), "mutmut", groups=("test",))
+    for package in (ROSE, GROUPING):
+        with session.chdir(package):
+            session.run("mutmut", "run", "--max-children", "2", env=PINNED)
+            session.run("mutmut", "results")
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Random arguments, right and wrong, for every public constructor and forward pass; options go after ``--``."""
     install(session, *build(session, ROSE, GROUPING), "hypothesis", "numpy", "scipy", "numba")

@@ -69,6 +69,30 @@ def test_mixed_heads_look_along_different_directions() -> None:
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3, 4])
+def test_frames_of_mixed_heads_are_turned_by_quarter_turns_at_most_and_evenly(spatial_dims: int) -> None:
+    """Independent of how turns are made: a proper rotation, from the axes' own frame towards the next axes."""
+    planes, heads = 4 * spatial_dims, 16
+    freqs = make(spatial_dims, num_heads=heads, dim=2 * planes * heads).freqs
+    frames = freqs[:, ::4]  # the fastest plane of every axis
+    frames = frames / frames.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(torch.linalg.det(frames), torch.ones(heads, dtype=torch.float64))
+    if spatial_dims == 2:
+        turns = torch.atan2(frames[:, 0, 1], frames[:, 0, 0]).sort().values
+        assert turns.min() > 0
+        assert turns.max() < math.pi / 2
+        round_trip = torch.cat([turns, turns[:1] + math.pi / 2])
+        assert round_trip.diff().max() < 2 * math.pi / 2 / heads
+        assert round_trip.diff().min() > math.pi / 2 / heads / 3
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3, 4])
+def test_uniform_directions_lie_in_half_of_a_sphere(spatial_dims: int) -> None:
+    """A wave and its opposite say the same; none is on the border, which both halves would have."""
+    freqs = make(spatial_dims, directions="uniform", dim=1024, num_heads=16).freqs.flatten(0, 1)
+    assert (freqs[:, 0] > 0).all()
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3, 4])
 def test_uniform_directions_favour_none(spatial_dims: int) -> None:
     freqs = make(spatial_dims, directions="uniform", dim=1024, num_heads=16).freqs.flatten(0, 1)
     unit = freqs / freqs.norm(dim=-1, keepdim=True)
@@ -95,6 +119,14 @@ def test_jitter_is_reproducible_keeps_directions_and_only_touches_learnable() ->
     spread = (jittered.norm(dim=-1) / exact.norm(dim=-1)).log().std()
     assert 0.06 < spread < 0.14
     assert torch.equal(exact, with_seed(4, learnable=True, init_jitter_std=0.0))
+
+
+def test_jitter_is_the_exponential_of_the_generators_normal_numbers_in_the_type_of_the_waves() -> None:
+    torch.manual_seed(3)
+    jittered = make(3, learnable=True, init_jitter_std=0.3).freqs.detach()
+    torch.manual_seed(3)
+    factors = torch.exp(0.3 * torch.randn(8, 16, 1, dtype=torch.float64))
+    torch.testing.assert_close(jittered, make(3).freqs * factors, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
