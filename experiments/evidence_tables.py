@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from networks import NETWORKS, OTSU
-from positions import FREQUENCIES, POSITIONS, RESAMPLED
+from positions import FREQUENCIES, PHYSICAL, POSITIONS, RESAMPLED
 from reporting import markdown
 from runs import Run
 
@@ -16,7 +16,7 @@ Results = Mapping[tuple[str, str, str], Mapping[int, dict[str, Any]]]
 
 ORDER = {  # of methods
     "masks": [*NETWORKS, OTSU],
-    "spacing": [*POSITIONS, *RESAMPLED],
+    "spacing": [*POSITIONS, *PHYSICAL, *RESAMPLED],
     "frequencies": list(FREQUENCIES),
 }
 

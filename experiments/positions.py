@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from images import at_spacing
 from networks import CLASSES, Logits, PaddedUNet, ours
 from spatial_grouping_attention.models.tokens import Tokens
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Spacing = tuple[float, ...]
 
@@ -63,6 +64,38 @@ class Resampled(nn.Module):
         logits = self.network(at_spacing(image, spacing, self.spacing), self.spacing)
         mode = "bilinear" if image.ndim == 4 else "trilinear"
         return F.interpolate(logits, image.shape[2:], mode=mode, align_corners=False)
+
+
+class PhysicalKernels(nn.Module):
+    """Convolutions whose taps are as far apart as at the reference spacing: between pixels they read interpolated ones.
+
+    For pixels as coarse as the reference's and coarser, where the taps stay within the kernel.
+    """
+
+    def __init__(self, network: nn.Module, reference: Spacing) -> None:
+        super().__init__()
+        self.network = network
+        self.reference = reference
+
+    def forward(self, image: Tensor, spacing: Spacing) -> Tensor:
+        """Images (B, C, *size) -> (B, classes, *size)."""
+        coarser = [s / r for s, r in zip(spacing, self.reference, strict=True)]
+        weights = {
+            f"{name}.weight": drawn_together(module.weight, coarser)
+            for name, module in self.network.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Conv3d))
+        }
+        logits: Tensor = functional_call(self.network, weights, (image, spacing))
+        return logits
+
+
+def drawn_together(weight: Tensor, factors: Sequence[float]) -> Tensor:
+    """A kernel (out, in, *size) for pixels that are coarser by a factor per axis, of taps that stay where they are."""
+    for axis, factor in enumerate(factors, 2):
+        places = torch.arange(weight.shape[axis]) - (weight.shape[axis] - 1) / 2
+        shares = (1 - (places / factor - places[:, None]).abs()).clamp(min=0)  # of old taps (columns) in new ones
+        weight = torch.tensordot(weight, shares, ([axis], [1])).movedim(-1, axis)
+    return weight
 
 
 class LearnedPositions(nn.Module):
@@ -120,6 +153,10 @@ POSITIONS: dict[str, Callable[[int, Spacing], nn.Module]] = {
 RESAMPLED: dict[str, Callable[[int, Spacing], nn.Module]] = {
     "RoSE, resampled in training too": lambda dims, spacing: Resampled(ours(dims, spacing), spacing),
     "U-Net, resampled in training too": lambda dims, spacing: Resampled(PaddedUNet(dims, CLASSES), spacing),
+}
+
+PHYSICAL: dict[str, Callable[[int, Spacing], nn.Module]] = {
+    "RoSE, kernels in physical units": lambda dims, spacing: PhysicalKernels(ours(dims, spacing), spacing),
 }
 
 # Of the bands themselves; all know physical coordinates.

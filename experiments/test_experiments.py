@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,7 +17,16 @@ import main as program
 import masks
 from images import Picture, averaged, resampled, resized
 from networks import NETWORKS, Otsu
-from positions import FREQUENCIES, POSITIONS, RESAMPLED, Resampled, drift, wave_vectors
+from positions import (
+    FREQUENCIES,
+    PHYSICAL,
+    POSITIONS,
+    RESAMPLED,
+    Resampled,
+    drawn_together,
+    drift,
+    wave_vectors,
+)  # fmt: skip
 from reporting import blocks_of
 from runs import Run, complete, known, write
 from scores import segment_scores
@@ -141,10 +151,10 @@ def test_segments_are_scored_as_one_would_by_hand() -> None:
     assert segment_scores(segments, real) == (0.75, 0.5)
 
 
-@pytest.mark.parametrize("method", [*NETWORKS, *POSITIONS, *RESAMPLED])
+@pytest.mark.parametrize("method", [*NETWORKS, *POSITIONS, *PHYSICAL, *RESAMPLED])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_methods_give_logits_of_any_size_and_equal_numbers_of_parameters(method: str, dims: int) -> None:
-    network = {**NETWORKS, **POSITIONS, **RESAMPLED}[method](dims, (0.5,) * dims)
+    network = {**NETWORKS, **POSITIONS, **PHYSICAL, **RESAMPLED}[method](dims, (0.5,) * dims)
     size = (20, 17, 11)[-dims:]
     assert network(torch.randn(1, 1, *size), (0.7,) * dims).shape == (1, 3, *size)
     parameters = sum(p.numel() for p in network.parameters())
@@ -165,6 +175,19 @@ def test_networks_that_resample_see_one_spacing() -> None:
     assert seen == [(20, 40, 1.0, 1.0)]
     assert logits.shape == image.shape
     assert (logits - image).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_taps_stay_where_they_are(size: int) -> None:
+    """On what varies linearly, which interpolation knows, a kernel gives the same whatever the pixels measure."""
+    kernel = torch.randn(1, 1, size, 1)
+    places = torch.arange(24.0) - 11.5
+    wanted = (kernel[0, 0, :, 0] * (torch.arange(size) - (size - 1) / 2)).sum()  # where the kernel's centre is 0
+    for factor in (1.0, 1.5, 4.0):
+        got = F.conv2d(factor * places[None, None, :, None], drawn_together(kernel, (factor, 1.0)))[0, 0, :, 0]
+        centres = factor * (torch.arange(len(got)) - (len(got) - 1) / 2)
+        torch.testing.assert_close(got, wanted + kernel.sum() * centres)
+    assert torch.equal(drawn_together(kernel, (1.0, 1.0)), kernel)
 
 
 def test_learned_wave_vectors_drift_and_fixed_ones_do_not() -> None:
