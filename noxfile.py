@@ -252,6 +252,7 @@ def coverage(session: nox.Session) -> None:
     install_peers(session)
     for package, name in ((ROSE, "RoSE"), (GROUPING, "spatial_grouping_attention")):
         measure = {"COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / f"{name}.coverage")}
+        session.run("coverage", "erase", env=measure)
         counted = (f"--cov={name}", f"--cov-config={ROOT / 'pyproject.toml'}", "--cov-append", "--cov-report=")
         run_tests(session, package / "tests", options=counted, **measure)
         marked = (*counted, "-m", "(triton or natten or native) and not slow")

@@ -105,8 +105,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--spacing", type=float, nargs="+", help="distance of pixels along every axis, (default: as the "
         "files say, or as in training where they do not)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
-    add("--largest", type=int, help="pixels of an image that is predicted in one piece; larger ones in overlapping "
-        "tiles, which instances never are (default: those of four crops of training)")  # fmt: skip
+    add("--largest", type=int, help="pixels, as the network sees them, of an image that is predicted in one piece; "
+        "larger ones in overlapping tiles, which instances never are (default: those of four crops)")  # fmt: skip
     options = parser.parse_args(arguments)
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not all(number > 0 for number in (options.largest, *(options.spacing or ())) if number is not None):

@@ -23,12 +23,12 @@ from dask.utils import format_bytes, parse_bytes
 from distributed import Client
 from segmentation import checkpoint
 from segmentation.axes import FileError
-from segmentation.blocks import Blocks, grow, tile_shape
+from segmentation.blocks import Blocks, grow
 from segmentation.checkpoint import CheckpointError
 from segmentation.cluster import ClusterError, connect, memory_of_workers, result_of, work
 from segmentation.intensities import Intensities, Search, Tally
 from segmentation.ledger import Ledger, LedgerError, hash_of
-from segmentation.prediction import largest_piece, own_pixels
+from segmentation.prediction import largest_piece, tile_of
 from segmentation.settings import Settings, SettingsError
 from segmentation.volume_jobs import Job, begun, bytes_of_block, bytes_of_counting, count_piece, label_block, try_tile
 from segmentation.volumes import Source, is_compressed, open_volume, unpack
@@ -125,7 +125,7 @@ def make_job(options: argparse.Namespace, settings: Settings, source: Source, ne
         raise SettingsError(f"spacing must be {settings.spatial_dims} numbers; got {tuple(spacing)}")
     size = source.shape[1:]
     largest = largest_piece(settings.crop, options.largest)
-    tile = tile_shape(size, spacing, own_pixels(largest, spacing, settings.seen_spacing))
+    tile = tile_of(size, spacing, largest, settings.seen_spacing)
     precision = settings.precision if options.device.startswith("cuda") else "float32"
     blocks = Blocks(size, tile, (1,) * len(size))
     files = network.absolute(), source.path, options.out.absolute()

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-FORMAT = "spatial-grouping-attention segmentation, version 3"
+FORMAT = "spatial-grouping-attention segmentation, version 2"
 
 
 class CheckpointError(ValueError):

@@ -25,8 +25,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--task", choices=TASKS, help="classes of pixels, or separate objects (default: semantic)")
     add("--preset", choices=tuple(LEARNING_RATES), help="which network (default: nano)")
     add("--spacing", type=float, nargs="+", help="distance of pixels along every axis (default: as the files say)")
-    add("--resample", action="store_const", const=True, help="bring all images to their typical spacing before the "
-        "network sees them, and predictions back")  # fmt: skip
+    add("--resample", action="store_const", const=True, help="bring all images to their typical spacing before they "
+        "are cropped and varied, and predictions back")  # fmt: skip
     add("--dims", type=int, choices=(2, 3), help="axes of the images (default: as the labels have)")
     add("--classes", type=int, help="number of classes, background included (default: as the labels have)")
     add("--crop", type=int, nargs="+", help="pixels of a crop along every axis (default: from spacing and sizes)")

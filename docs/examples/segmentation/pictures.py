@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from segmentation.augment import normalise
+from segmentation.augment import Piece, normalise
 from segmentation.pairs import Sample
 from segmentation.prediction import Predictor, group_labels
+from segmentation.resample import at_spacing
 
 WINDOW = {2: 128, 3: 64}  # pixels shown along an axis: groups of a few pixels must be seen
 PANEL = 3.2  # inches
@@ -34,7 +36,8 @@ def draw(predictor: Predictor, samples: Sequence[Sample], num_classes: int) -> F
     panels: Any = figure.subplots(len(rows), columns, squeeze=False)
     instances = predictor.task == "instances"
     for sample, row, places in zip(samples, rows, panels, strict=True):
-        aspect = sample.spacing[-2] / sample.spacing[-1]
+        spacing = predictor.spacing or sample.spacing
+        aspect = spacing[-2] / spacing[-1]
         for (title, picture), place in zip(row.items(), places, strict=True):
             if title in ("reference", "prediction"):
                 picture = scramble(picture) if instances else paint(picture, num_classes)
@@ -45,11 +48,14 @@ def draw(predictor: Predictor, samples: Sequence[Sample], num_classes: int) -> F
 
 
 def _panels(predictor: Predictor, sample: Sample) -> dict[str, NDArray[Any]]:
-    """Pictures (height, width) or (height, width, 3) of one sample, by title."""
-    place, cut = window(sample.labels)
-    pixels, labels = normalise(sample.image)[(slice(None), *place)], sample.labels[place]
-    output = predictor.look(pixels[None], sample.spacing)
-    picture = displayed(pixels[(slice(None), *cut)].numpy())
+    """Pictures (height, width) or (height, width, 3) of one sample as the network sees it, by title."""
+    piece = Piece(normalise(sample.image).numpy(), sample.labels, sample.spacing)
+    if predictor.spacing is not None:
+        piece = at_spacing(piece, predictor.spacing)
+    place, cut = window(piece.labels)
+    pixels, labels = piece.image[(slice(None), *place)], piece.labels[place]
+    output = predictor.look(torch.from_numpy(pixels)[None], piece.spacing)
+    picture = displayed(pixels[(slice(None), *cut)])
     panels = {"image": picture, "reference": labels[cut], "prediction": predictor.decide(output, labels.shape)[cut]}
     for stage, groups in enumerate(group_labels(output, labels.shape), 1):
         panels[f"{output.assignments[stage - 1].num_groups} groups, stage {stage}"] = outlined(picture, groups[cut])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from skimage.segmentation import relabel_sequential
 from spatial_grouping_attention import compose
 from spatial_grouping_attention.models import SegmentationOutput, panoptic_segments
 from torch import Tensor, nn
@@ -48,9 +49,9 @@ class Predictor:
         network: to predict with; put into evaluation mode.
         task: ``"semantic"`` or ``"instances"``.
         precision: see :class:`segmentation.settings.Settings`.
-        largest: pixels of an image that is seen as a whole. Larger ones are cut into tiles that overlap, whose logits
-            are blended with Gaussian weights. Instances are never cut: which parts in two tiles are one object
-            is not known from logits.
+        largest: pixels, as the network sees them, of an image that is seen as a whole. Larger ones are cut into tiles
+            that overlap, whose logits are blended with Gaussian weights. Instances are never cut: which parts in two
+            tiles are one object is not known from logits.
         spacing: that images are brought to before the network sees them; None for their own.
     """
 
@@ -68,8 +69,7 @@ class Predictor:
         """Predict one image (C, *size), as the file has it."""
         pixels = normalise(image)[None]
         size = tuple(pixels.shape[2:])
-        largest = own_pixels(self.largest, spacing, self.spacing)
-        tile = size if self.task == "instances" else tile_shape(size, spacing, largest)
+        tile = size if self.task == "instances" else tile_of(size, spacing, self.largest, self.spacing)
         if tile == size:
             output = self.look(pixels, spacing)
             return Prediction(self.decide(output, size), count_groups(output))
@@ -98,15 +98,18 @@ class Predictor:
 
     def decide(self, output: SegmentationOutput, size: Sequence[int]) -> NDArray[np.int32]:
         """Labels of an image (*size) of what :meth:`look` gave."""
+        as_seen = tuple(output.logits.shape[2:]) == tuple(size)
         if self.task == "semantic":
-            return resize(output.logits.float(), size)[0].argmax(0).cpu().numpy().astype(np.int32)
-        instances = panoptic_segments(output, things=[1])[0].instances
-        return resize_labels(instances.cpu().numpy().astype(np.int32), size)
+            logits = output.logits[0] if as_seen else logits_of(output, size)
+            return logits.argmax(0).cpu().numpy().astype(np.int32)
+        instances = panoptic_segments(output, things=[1])[0].instances.cpu().numpy().astype(np.int32)
+        # What is smaller than a pixel of the image is lost on the way.
+        return instances if as_seen else relabel_sequential(resize_labels(instances, size))[0].astype(np.int32)
 
 
 def logits_of(output: SegmentationOutput, size: Sequence[int]) -> Tensor:
     """Logits (classes, *size) of one image, in its own pixels, on the CPU."""
-    return resize(output.logits.float(), size)[0].cpu()
+    return resize(output.logits.float().cpu(), size)[0]
 
 
 def blend(look: Callable[[Window], Tensor], block: Block) -> NDArray[np.uint8]:
@@ -152,11 +155,19 @@ def largest_piece(crop: Sequence[int], asked: int | None) -> int:
     return asked or LARGEST_IN_CROPS * math.prod(crop)
 
 
-def own_pixels(seen: int, spacing: Sequence[float], seen_spacing: Sequence[float] | None) -> int:
-    """Pixels of an image that are as many where the network sees them."""
+def tile_of(
+    size: Sequence[int], spacing: Sequence[float], largest: int, seen_spacing: Sequence[float] | None
+) -> tuple[int, ...]:
+    """A tile of an image that the network sees as ``largest`` pixels at most, if a single one is not more already."""
     if seen_spacing is None:
-        return seen
-    return max(1, round(seen * math.prod(seen_spacing) / math.prod(spacing)))
+        return tile_shape(size, spacing, largest)
+    pixels = max(1, round(largest * math.prod(seen_spacing) / math.prod(spacing)))
+    while True:
+        tile = tile_shape(size, spacing, pixels)
+        seen = math.prod(size_at(tile, spacing, seen_spacing))
+        if seen <= largest or math.prod(tile) == 1:
+            return tile
+        pixels = max(1, min(math.prod(tile) - 1, pixels * largest // seen))
 
 
 def count_groups(output: SegmentationOutput) -> list[GroupUse]:

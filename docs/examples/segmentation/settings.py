@@ -15,6 +15,7 @@ from spatial_grouping_attention import models
 from torch import nn
 
 from segmentation.pairs import Sample, number_of_classes
+from segmentation.resample import size_at
 
 TASKS = ("semantic", "instances")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -111,7 +112,7 @@ class Settings:
 
     @property
     def seen_spacing(self) -> tuple[float, ...] | None:
-        """The one spacing that the network sees; None where it sees those of the images."""
+        """The one spacing that images are brought to; None where they keep their own."""
         return self.spacing if self.resample else None
 
     def as_data(self) -> dict[str, Any]:
@@ -120,15 +121,15 @@ class Settings:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Settings:
-        """What :meth:`as_data` gave.
+        """What :meth:`as_data` gave, also before images could be resampled.
 
         Raises:
             SettingsError: entries are missing or unknown.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if known != set(data):
+        if known != {"resample", *data}:
             raise SettingsError(f"settings must be {sorted(known)}; got {sorted(data)}")
-        return cls(**data)
+        return cls(**{"resample": False, **data})
 
 
 def complete(chosen: Mapping[str, Any], samples: Sequence[Sample]) -> Settings:
@@ -147,7 +148,7 @@ def complete(chosen: Mapping[str, Any], samples: Sequence[Sample]) -> Settings:
         "num_classes": 2 if task == "instances" else number_of_classes(samples),
         "num_candidates": CANDIDATES,
         "spacing": spacing,
-        "crop": _choose_crop(spacing, samples),
+        "crop": _choose_crop(spacing, samples, chosen.get("resample", False)),
         "learning_rate": LEARNING_RATES.get(preset),
         "batch": BATCHES[len(spacing)],
     }
@@ -157,10 +158,11 @@ def complete(chosen: Mapping[str, Any], samples: Sequence[Sample]) -> Settings:
     return settings
 
 
-def _choose_crop(spacing: Sequence[float], samples: Sequence[Sample]) -> tuple[int, ...]:
-    """About as long in every direction, in physical units, and not longer than the images are."""
+def _choose_crop(spacing: Sequence[float], samples: Sequence[Sample], resample: bool) -> tuple[int, ...]:
+    """About as long in every direction, in physical units, and not longer than the images are as they are seen."""
     extent = CROPS[len(spacing)] * min(spacing)
-    typical = np.median([sample.labels.shape for sample in samples], axis=0)
+    sizes = [size_at(s.labels.shape, s.spacing, spacing) if resample else s.labels.shape for s in samples]
+    typical = np.median(sizes, axis=0)
     return tuple(max(1, min(round(extent / distance), int(n))) for distance, n in zip(spacing, typical, strict=True))
 
 

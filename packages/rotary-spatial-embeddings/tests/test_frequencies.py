@@ -69,8 +69,8 @@ def test_mixed_heads_look_along_different_directions() -> None:
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3, 4])
-def test_frames_of_mixed_heads_are_turned_by_quarter_turns_at_most_and_evenly(spatial_dims: int) -> None:
-    """Independent of how turns are made: a proper rotation, from the axes' own frame towards the next axes."""
+def test_frames_of_mixed_heads_are_turned_within_a_quarter_and_evenly(spatial_dims: int) -> None:
+    """Proper rotations in any number of dimensions; in two their angles can be told, and are spread evenly."""
     planes, heads = 4 * spatial_dims, 16
     freqs = make(spatial_dims, num_heads=heads, dim=2 * planes * heads).freqs
     frames = freqs[:, ::4]  # the fastest plane of every axis

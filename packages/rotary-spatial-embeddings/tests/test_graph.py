@@ -106,6 +106,20 @@ def test_export_keeps_batch_and_tokens_dynamic(options: dict[str, object]) -> No
     torch.testing.assert_close(program.module()(*other), model(*other))
 
 
+def test_scores_are_exported_for_any_batch() -> None:
+    """Their limit is for sizes that are known."""
+    attention = RoSEMultiHeadCrossAttention(32, 4, 2).eval()
+
+    class Scores(torch.nn.Module):
+        def forward(self, q: torch.Tensor) -> torch.Tensor:
+            return attention(q, q, 0.5, (2, 3))
+
+    shapes = {"q": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(Scores(), (torch.randn(2, 6, 32),), dynamic_shapes=shapes)
+    x = torch.randn(5, 6, 32)
+    torch.testing.assert_close(program.module()(x), attention(x, x, 0.5, (2, 3)))
+
+
 def test_export_with_a_tensor_spacing() -> None:
     embedding = RotarySpatialEmbedding(32, 4, 2).eval()
     shapes = {"x": {0: DYNAMIC}, "spacing": None, "grid_shape": (None, None)}

@@ -13,7 +13,7 @@ from RoSE import (
 )
 from torch import Tensor
 
-# No two axes are of one size, so that none can be taken for another.
+# Axes that could be taken for one another differ in size.
 BATCH, HEADS, CHANNELS, GRID = 2, 3, 24, (5, 7)
 ROTARY = RotarySpatialEmbedding(CHANNELS, HEADS, 2)
 X, CONTEXT = torch.randn(BATCH, 35, CHANNELS), torch.randn(BATCH, 4, CHANNELS)

@@ -1,11 +1,12 @@
 """Faults that fuzzing found (``nox -s fuzz``), each told in words before anything is computed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from grouping_cases import make_case
-from layer_cases import VARIANTS
+from layer_cases import VARIANTS, make_layer
 from RoSE import Grid
 from spatial_grouping_attention import DeformableAssignment, Neighbourhood, WindowedSelfAttention, compose, functional
 from spatial_grouping_attention.assignment import Assignment
@@ -16,6 +17,8 @@ from spatial_grouping_attention.models import (
     objects_of,
     panoptic_segments,
 )
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SEEN = Neighbourhood((6,), (3,), 2, 3, 1, 3)
 
@@ -135,3 +138,33 @@ def test_compactness_that_its_parameter_cannot_hold(variant: str, number: float,
 def test_weights_that_losses_cannot_hold(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 3.40282e\+38\]; got 1e\+300"):
         SetMatchingLoss(2, **{name: 1e300})
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [x.untyped_storage().nbytes() for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.size = max([self.size, *made])
+        return result
+
+
+@pytest.mark.parametrize("members", [*VARIANTS, "chain"])
+def test_matrices_that_are_too_large_are_refused_before_they_are_made(members: str) -> None:
+    first, second = make_layer("sparse" if members == "chain" else members), make_layer("dense")
+    output = first(torch.randn(3, 96, 8), 1.0, (8, 12))
+    assignment = output.assignment
+    if members == "chain":
+        assignment = compose([assignment, second(output.x_out, input_grid=output.grid).assignment])
+    size = 3 * 2 * 96 * assignment.num_groups * 4  # of three samples and two heads, whose mean is taken
+    assert assignment.matrix(max_bytes=size).nbytes == size // 2
+    with Largest() as made:
+        for asked in ({}, {"per_head": True})[: 1 + (members != "chain")]:
+            with pytest.raises(ValueError, match=rf"max_bytes = {size - 1} bytes; got {size} .*: for 96 tokens"):
+                assignment.matrix(max_bytes=size - 1, **asked)
+    assert made.size == 0
+    with pytest.raises(ValueError, match="max_bytes must be at least 1; got 0"):
+        assignment.matrix(max_bytes=0)

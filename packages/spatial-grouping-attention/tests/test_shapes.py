@@ -9,7 +9,7 @@ from spatial_grouping_attention import Assignment, Neighbourhood, compose, funct
 from spatial_grouping_attention.models import GroupingViT
 from torch import Tensor
 
-# No two axes are of one size, so that none can be taken for another.
+# Axes that could be taken for one another differ in size.
 BATCH, HEADS, FINE, COARSE = 3, 2, (4, 10), (2, 5)
 N_IN, N_OUT = 40, 10
 SEEN = Neighbourhood(FINE, COARSE, 2, 3, 1, 3)
@@ -53,7 +53,7 @@ def average(assignment: Assignment, values: Float[Tensor, "b tokens=40 c"]) -> F
 
 
 @checked
-def matrices(assignment: Assignment) -> tuple[Float[Tensor, "b tokens groups"], Float[Tensor, "b h tokens groups"]]:
+def matrices(assignment: Assignment) -> tuple[Float[Tensor, "b 40 10"], Float[Tensor, "b h 40 10"]]:
     return assignment.matrix(), assignment.matrix(per_head=True)
 
 
@@ -63,7 +63,7 @@ def labels(assignment: Assignment) -> tuple[Int64[Tensor, "b 40"], Int64[Tensor,
 
 
 @checked
-def usage(assignment: Assignment) -> tuple[Float[Tensor, "b groups"], Int64[Tensor, " b"]]:
+def usage(assignment: Assignment) -> tuple[Float[Tensor, "b 10"], Int64[Tensor, " b"]]:
     return assignment.usage()
 
 

@@ -14,6 +14,7 @@ from .packed import is_nested
 from .positions import Coordinates, Shape, Spacing, Where, valid_tokens, where_of_keys
 from .softmax import attend
 from .validation import (
+    require_affordable,
     require_flag,
     require_floating,
     require_int,
@@ -120,7 +121,9 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
         _require_features(self.dim, q=q, k=k)
         _require_one_dtype(q=q, k=k)
-        self._require_affordable(q, k)
+        scores = q.shape[0] * self.num_heads * q.shape[1] * k.shape[1] * q.element_size()
+        instead = f"for {q.shape[1]} queries and {k.shape[1]} keys call attend(q, k, v, ...), which never stores them"
+        require_affordable("scores", scores, "max_score_bytes", self.max_score_bytes, instead)
         valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
         q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
         q, k = (torch.unflatten(x, 2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k))
@@ -193,15 +196,6 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
         out = attend(q, k, v, heads, k_valid=k_valid, attn_mask=attn_mask, dropout_p=dropout_p, scale=self.scale)
         return emptied(out, valid)
-
-    def _require_affordable(self, q: Tensor, k: Tensor) -> None:
-        wanted = q.shape[0] * self.num_heads * q.shape[1] * k.shape[1] * q.element_size()
-        if wanted > self.max_score_bytes:
-            raise ValueError(
-                f"the scores must take at most max_score_bytes = {self.max_score_bytes / 1e9:.1f} GB; got "
-                f"{wanted / 1e9:.1f} GB for {q.shape[1]} queries and {k.shape[1]} keys: call attend(q, k, v, ...), "
-                "which never stores them, or raise max_score_bytes"
-            )
 
 
 @spell_out_rotary_keywords

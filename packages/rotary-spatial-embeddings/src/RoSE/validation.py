@@ -355,3 +355,23 @@ def _kind(value: object) -> str:
             "a torch.fx.Proxy: for symbolic_trace, make the module a leaf (Tracer.is_leaf_module), or use torch.export"
         )
     return type(value).__name__
+
+
+def require_affordable(name: str, size: int, option: str, limit: int, instead: str) -> None:
+    """Refuse what would take more bytes than an option allows; sizes that only a compiled program will know pass.
+
+    Args:
+        name: of what would be allocated.
+        size: its bytes.
+        option: where the limit can be raised.
+        limit: bytes.
+        instead: what to do otherwise.
+
+    Raises:
+        ValueError: it would take more.
+    """
+    if isinstance(size, int) and size > limit:
+        raise ValueError(
+            f"{name} must take at most {option} = {limit} bytes; got {size} ({size / 2**30:.1f} GiB): {instead}, or "
+            f"raise {option}"
+        )

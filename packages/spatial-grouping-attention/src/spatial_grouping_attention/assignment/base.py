@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from RoSE.validation import require_flag, require_floating, require_int, require_sizes
+from RoSE.validation import require_affordable, require_flag, require_floating, require_int, require_sizes
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -182,25 +182,22 @@ class Assignment(Movable, ABC):
 
         Args:
             per_head: the matrix of every head.
-            max_bytes: largest matrix that is made.
+            max_bytes: the most that the matrices of all heads may take, which are made for their mean too; in a chain
+                those of its first stage's heads.
 
         Returns:
             (B, N_in, N_out), or (B, H, N_in, N_out) per head, of float32 at least.
 
         Raises:
             TypeError: ``per_head`` is not True or False, or ``max_bytes`` no integer.
-            ValueError: the matrix would take more than ``max_bytes``, or heads of a chain are asked for.
+            ValueError: the matrices would take more than ``max_bytes``, or heads of a chain are asked for.
         """
-        heads = self.num_heads if require_flag("per_head", per_head) else 1
-        limit = require_int("max_bytes", max_bytes, minimum=1)
+        if require_flag("per_head", per_head):
+            _ = self.num_heads  # which a chain has none of
         dtype = torch.promote_types(self._dtype, torch.float32)
-        wanted = self.batch_size * heads * self.num_inputs * self.num_groups * dtype.itemsize
-        if wanted > limit:
-            raise ValueError(
-                f"the matrix must take at most max_bytes = {limit / 1e9:.1f} GB; got {wanted / 1e9:.1f} GB for "
-                f"{self.num_inputs} tokens and {self.num_groups} groups: upsample, sum, pool and labels do without "
-                "it, or raise max_bytes"
-            )
+        size = self.batch_size * self._heads_of_matrix * self.num_inputs * self.num_groups * dtype.itemsize
+        instead = f"for {self.num_inputs} tokens and {self.num_groups} groups upsample, sum, pool and labels do without"
+        require_affordable("matrix", size, "max_bytes", require_int("max_bytes", max_bytes, minimum=1), instead)
         return self._matrix(dtype, per_head)
 
     def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
@@ -245,6 +242,11 @@ class Assignment(Movable, ABC):
     @abstractmethod
     def _dtype(self) -> torch.dtype:
         """Type of what the memberships are made of; not public, or code that casts takes assignments for tensors."""
+
+    @property
+    @abstractmethod
+    def _heads_of_matrix(self) -> int:
+        """How many matrices :meth:`matrix` makes, whether or not their mean is taken."""
 
     @abstractmethod
     def _matrix(self, dtype: torch.dtype, per_head: bool) -> Tensor:

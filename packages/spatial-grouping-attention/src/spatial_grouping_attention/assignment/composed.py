@@ -75,6 +75,10 @@ class ComposedAssignment(Assignment):
     def _dtype(self) -> torch.dtype:
         return self.stages[-1]._dtype
 
+    @property
+    def _heads_of_matrix(self) -> int:
+        return self.stages[0]._heads_of_matrix
+
     def _matrix(self, dtype: torch.dtype, per_head: bool) -> Tensor:
         """The product of the stages' matrices."""
         product = self.stages[-1]._matrix(dtype, per_head)

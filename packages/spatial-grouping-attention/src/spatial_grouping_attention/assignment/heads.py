@@ -31,6 +31,10 @@ class AssignmentOfHeads(Assignment):
         out, log_mass = self.group_heads(values)
         return log_mass.exp().unsqueeze(-1) * out
 
+    @property
+    def _heads_of_matrix(self) -> int:
+        return self.num_heads
+
     def _matrix(self, dtype: torch.dtype, per_head: bool) -> Tensor:
         one_hot = torch.eye(self.num_groups, dtype=dtype, device=self.device)
         return self.upsample(one_hot.expand(self.batch_size, -1, -1), per_head=per_head)
