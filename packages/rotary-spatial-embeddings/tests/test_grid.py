@@ -62,7 +62,9 @@ def test_is_frozen_and_compares_by_value() -> None:
     assert len({grid, Grid((2, 3), (0.5, 0.5))}) == 1
     tensors = Grid((2, 3), torch.tensor([0.5, 0.5]))
     assert tensors == Grid((2, 3), torch.tensor([0.5, 0.5]))
-    with pytest.raises(TypeError, match="not hashable"):
+    assert tensors != Grid((2, 3), 0.5) != tensors, "numbers and tensors are not the same grid"
+    assert len({hash(g) for g in (grid, Grid((3, 2), 0.5), Grid((2, 3), 0.4), Grid((2, 3), 0.5, 1.0))}) == 4
+    with pytest.raises(TypeError, match=r"^a Grid with tensor spacing or origin is not hashable; use plain numbers$"):
         hash(tensors)
 
 
