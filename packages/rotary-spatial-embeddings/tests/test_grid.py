@@ -126,3 +126,16 @@ def test_a_spacing_in_float32_turns_features_as_its_value_does(transform: str | 
     embedding = RotarySpatialEmbedding(16, 1, 1, spacing_transform=transform)
     x, step = torch.randn(1, 20_000, 16), torch.tensor([0.1])
     torch.testing.assert_close(embedding(x, step, (20_000,)), embedding(x, float(step), (20_000,)), rtol=0, atol=1e-6)
+
+
+def test_coordinates_lie_where_they_are_wanted_or_where_the_grid_does() -> None:
+    assert Grid((2, 3)).coordinates("meta").device.type == "meta"
+    there = torch.empty(2, device="meta")
+    for spacing, origin in ((there, (0.0, 0.0)), ((1.0, 1.0), there)):
+        grid = Grid.derived((2, 3), spacing, origin)
+        assert grid.coordinates().device.type == "meta"
+    with torch.device("meta"):
+        assert Grid((2, 3)).coordinates().device.type == "meta"
+        assert Grid((2, 3)).coordinates("cpu").device.type == "cpu"
+    with pytest.raises(TypeError, match=r"dtype must be torch\.float64 or torch\.float32; got torch\.float16"):
+        Grid((2, 3)).coordinates(dtype=torch.float16)
