@@ -121,9 +121,14 @@ class RoSEMultiHeadCrossAttention(nn.Module):
         k_where = where_of_keys(where, Where(k_spacing, k_grid_shape, k_coordinates), k_num_prefix_tokens)
         _require_features(self.dim, q=q, k=k)
         _require_one_dtype(q=q, k=k)
-        scores = q.shape[0] * self.num_heads * q.shape[1] * k.shape[1] * q.element_size()
-        instead = f"for {q.shape[1]} queries and {k.shape[1]} keys call attend(q, k, v, ...), which never stores them"
-        require_affordable("scores", scores, "max_score_bytes", self.max_score_bytes, instead)
+        require_affordable(
+            "the scores",
+            q.shape[0] * self.num_heads * q.shape[1] * k.shape[1] * q.element_size(),
+            "max_score_bytes",
+            self.max_score_bytes,
+            f"{q.shape[1]} queries and {k.shape[1]} keys",
+            "call attend(q, k, v, ...), which never stores them",
+        )
         valid, k_valid = _require_valid(q, k, where, k_where, valid, k_valid)
         q, k = rotated(self.rotary, emptied(q, valid), emptied(k, k_valid), where, k_where)
         q, k = (torch.unflatten(x, 2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k))

@@ -357,7 +357,7 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def require_affordable(name: str, size: int, option: str, limit: int, instead: str) -> None:
+def require_affordable(name: str, size: int, option: str, limit: int, purpose: str, instead: str) -> None:
     """Refuse what would take more bytes than an option allows; sizes that only a compiled program will know pass.
 
     Args:
@@ -365,6 +365,7 @@ def require_affordable(name: str, size: int, option: str, limit: int, instead: s
         size: its bytes.
         option: where the limit can be raised.
         limit: bytes.
+        purpose: what it would be for.
         instead: what to do otherwise.
 
     Raises:
@@ -372,6 +373,10 @@ def require_affordable(name: str, size: int, option: str, limit: int, instead: s
     """
     if isinstance(size, int) and size > limit:
         raise ValueError(
-            f"{name} must take at most {option} = {limit} bytes; got {size} ({size / 2**30:.1f} GiB): {instead}, or "
+            f"{name} must take at most {option} = {_bytes(limit)}; got {_bytes(size)} for {purpose}: {instead}, or "
             f"raise {option}"
         )
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number} bytes"

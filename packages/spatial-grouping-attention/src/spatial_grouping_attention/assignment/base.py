@@ -195,9 +195,14 @@ class Assignment(Movable, ABC):
         if require_flag("per_head", per_head):
             _ = self.num_heads  # which a chain has none of
         dtype = torch.promote_types(self._dtype, torch.float32)
-        size = self.batch_size * self._heads_of_matrix * self.num_inputs * self.num_groups * dtype.itemsize
-        instead = f"for {self.num_inputs} tokens and {self.num_groups} groups upsample, sum, pool and labels do without"
-        require_affordable("matrix", size, "max_bytes", require_int("max_bytes", max_bytes, minimum=1), instead)
+        require_affordable(
+            "the matrices",
+            self.batch_size * self._heads_of_matrix * self.num_inputs * self.num_groups * dtype.itemsize,
+            "max_bytes",
+            require_int("max_bytes", max_bytes, minimum=1),
+            f"{self.num_inputs} tokens and {self.num_groups} groups",
+            "upsample, sum, pool and labels do without",
+        )
         return self._matrix(dtype, per_head)
 
     def labels(self, *, nested: bool = False, per_head: bool = False) -> Tensor:
