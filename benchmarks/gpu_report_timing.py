@@ -28,7 +28,7 @@ FLUSHED_BYTES = 2**28
 GRAPH_REPLAYS = 40
 
 # Processes that compile: each has a context of its own on the GPU.
-MOST_WORKERS = 8
+MOST_WORKERS = 14
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .bundles import Head, Slots
+from .bundles import Head, Listed
 from .relation import unit_of_squares, work_of_program
 from .rows import load_averages, load_masses, load_qk, load_scalars, load_uv, store_qk, store_scalars, store_uv
 from .sides import (
@@ -63,7 +63,7 @@ def group_deltas(grad, out, grad_mass, delta, heads, number, FORM: tl.constexpr)
     of_heads = tl.program_id(0) // heads
     work = Head(of_heads // blocks, tl.program_id(0) % heads)
     index = of_heads % blocks * FORM.block + tl.arange(0, FORM.block)
-    groups = Slots(index, index < number, index < number, None, None)
+    groups = Listed(index, index < number, index < number)
     g_tile = load_uv(grad, work, groups, FORM)
     out_tile = load_averages(out, work, groups, FORM)
     group_delta = products_of_rows(g_tile, out_tile) - load_scalars(grad_mass, work, groups)

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 class Rows(NamedTuple):
     """A tensor of rows, or of one number per row: where it starts, and its strides from one to the next.
 
-    Kernels are compiled for ``aligned`` and ``step``, but for no other stride, most of which change with the grid.
+    Kernels are compiled for ``unit`` and ``step``, but for no other stride, most of which change with the grid.
     """
 
     start: Any
     strides: Any
-    """All but the last, sealed (:mod:`RoSE.kernels.sealed`); in units of 16 elements if ``aligned``."""
-    aligned: Any
-    """1 where all of these are multiples of 16 elements, so that rows can be read in wide vectors, else None."""
+    """All but the last, sealed (:mod:`RoSE.kernels.sealed`); counted in ``unit``."""
+    unit: Any
+    """16 elements where all of these are multiples of that, so that rows can be read in wide vectors, else 1."""
     step: Any
     """The last: from channel to channel, or from number to number."""
 
@@ -35,6 +35,9 @@ class Inputs(NamedTuple):
     """Pointer to one float32 per head, contiguous."""
     valid: Any
     valid_groups: Any
+    end: None = None
+    """The triton of torch 2.11 (3.6) loses what it knows of numbers in a tuple in a tuple, here the steps of rows,
+    unless the outer one ends with something that is known."""
 
 
 class Sizes(NamedTuple):
@@ -98,6 +101,15 @@ class Head(NamedTuple):
     head: Any
 
 
+class CompactHead(NamedTuple):
+    """The same where logits are formed."""
+
+    batch: Any
+    head: Any
+    compactness: Any
+    """The head's per unit of squared distances; 0 where there is none."""
+
+
 class Work(NamedTuple):
     """What a program works on: a tile of one phase, in one head; triples are one per axis."""
 
@@ -109,7 +121,15 @@ class Work(NamedTuple):
     groups: Any
     """How many groups the phase has."""
     compactness: Any
-    """The head's per unit of squared distances, or None."""
+    """The head's per unit of squared distances; 0 where there is none."""
+
+
+class Listed(NamedTuple):
+    """Groups of a program by their numbers alone, one a slot."""
+
+    index: Any
+    exists: Any
+    takes_part: Any
 
 
 class Slots(NamedTuple):

@@ -17,7 +17,6 @@ from ..operands import Operands
 from .bundles import Form, Inputs, Rows, Sizes
 from .layout import Layout, Triple, layout_of
 from .plan import CELLS, INTERPRETED, SMALLEST_PRODUCT, Plan, choose, group_plans, table_plan, token_plans
-from .rows import UNIT
 
 # What products are computed in. The interpreter has no bfloat16 arithmetic, so there everything is widened.
 _PRODUCT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -31,6 +30,9 @@ _NARROW = 2**31
 
 # Axes of a tensor of rows: samples, heads, rows, channels.
 _ROW_AXES = 4
+
+# Elements that strides of aligned rows count.
+_ALIGNED_UNIT = 16
 
 # Rows per program of a kernel that treats every group on its own.
 _ROW_PLAN = Plan((1, 1, 1), 64, 4, 1)
@@ -190,11 +192,11 @@ def _rows(x: Tensor | None) -> Rows | None:
     if x is None:
         return None
     *strides, step = x.stride()
-    unit = UNIT.value
     # Rows alone are read in vectors; of numbers and masks a thread reads one.
-    if x.ndim == _ROW_AXES and all(stride % unit == 0 for stride in strides):
-        return Rows(x, seal(tuple(stride // unit for stride in strides)), 1, step)
-    return Rows(x, seal(tuple(strides)), None, step)
+    aligned = x.ndim == _ROW_AXES and all(stride % _ALIGNED_UNIT == 0 for stride in strides)
+    # Triton compiles for a number that is 1, or is a multiple of 16.
+    unit = _ALIGNED_UNIT if aligned else 1
+    return Rows(x, seal(tuple(stride // unit for stride in strides)), unit, step)
 
 
 def _padded(channels: int) -> int:

@@ -67,9 +67,12 @@ def work_of_program(x, sizes, FORM: tl.constexpr):
 
 @triton.jit
 def compactness_of(x, head, FORM: tl.constexpr):
-    """A head's compactness per unit of squared distances, or None where there is none."""
+    """A head's compactness per unit of squared distances; 0 where there is none, and nobody reads it.
+
+    Not None, which the triton that torch 2.11 installs (3.6) cannot return from a function.
+    """
     if x.compactness is None:
-        return None
+        return 0.0
     else:
         return tl.load(x.compactness + head) * unit_of_squares(FORM)
 

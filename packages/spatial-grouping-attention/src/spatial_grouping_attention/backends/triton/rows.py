@@ -9,24 +9,12 @@ import triton
 import triton.language as tl
 from RoSE.kernels.sealed import opened
 
-# Elements of what strides of aligned rows count.
-UNIT = tl.constexpr(16)
-
-
-@triton.jit
-def in_elements(offset, x):
-    """An offset in elements, from one in what the strides count."""
-    if x.aligned is None:
-        return offset
-    else:
-        return offset * UNIT
-
 
 @triton.jit
 def rows_of(x, work):
     """Pointer to a sample's and head's rows; in 64 bits, because whole batches can be that large."""
     offset = work.batch.to(tl.int64) * opened(x.strides[0]) + work.head.to(tl.int64) * opened(x.strides[1])
-    return x.start + in_elements(offset, x)
+    return x.start + offset * x.unit
 
 
 @triton.jit
@@ -35,7 +23,7 @@ def row_pointers(x, work, slots, PADDED: tl.constexpr, WIDE: tl.constexpr):
     index = slots.index
     if WIDE:
         index = index.to(tl.int64)
-    offset = in_elements(index * opened(x.strides[2]), x)
+    offset = index * opened(x.strides[2]) * x.unit
     return rows_of(x, work) + offset[:, None] + tl.arange(0, PADDED)[None, :] * x.step
 
 

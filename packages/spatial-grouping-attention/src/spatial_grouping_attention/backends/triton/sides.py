@@ -92,9 +92,9 @@ def normalised(tokens, x, lse, work):
 
 @triton.jit
 def squares_between(rows, columns, x, FORM: tl.constexpr):
-    """Squared distances of tokens and groups, or of groups and tokens; None where nothing depends on them."""
+    """Squared distances of tokens and groups, or of groups and tokens; 0 where nothing depends on them."""
     if x.compactness is None:
-        return None
+        return 0.0
     else:
         a = rows.place
         b = columns.place
@@ -136,6 +136,6 @@ def logits(rows, columns, visible, entry, squares, x, work, sizes, FORM: tl.cons
     scores = tl.dot(rows, tl.trans(columns), input_precision=FORM.precision) * sizes.scale
     if x.bias is not None:
         scores += tl.load(x.bias + work.head * FORM.window + entry, mask=visible, other=0.0).to(tl.float32)
-    if squares is not None:
+    if x.compactness is not None:
         scores -= work.compactness * squares
     return tl.where(visible, scores, -float("inf"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .bundles import Slots, Work
+from .bundles import CompactHead, Slots
 from .relation import compactness_of, group_index, places_of_groups, places_of_tokens, unravel
 from .rows import load_masses, load_qk, load_scalars, load_uv, load_valid
 from .sealed import opened_sizes
@@ -48,11 +48,11 @@ def window_of_cell(entry, c0, c1, c2, x, work, sizes, FORM: tl.constexpr):
         exists = exists & exists0
     index = group_index(g0, g1, g2, sizes, FORM)
     takes_part = load_valid(x.valid_groups, work, index, exists)
-    return Slots(index, exists, takes_part, None, places_of_groups(g0, g1, g2, sizes, FORM))
+    return Slots(index, exists, takes_part, (g0, g1, g2), places_of_groups(g0, g1, g2, sizes, FORM))
 
 
 @triton.jit
-def tokens_of_cell(slot, start, extent, x, work, sizes, FORM: tl.constexpr):
+def tokens_of_cell(slot, cell, start, extent, x, work, sizes, FORM: tl.constexpr):
     """Some of the tokens of a cell."""
     f0, f1, f2 = unravel(slot, extent[1], extent[2], FORM.axes)
     i0 = start[0] + f0
@@ -64,7 +64,7 @@ def tokens_of_cell(slot, start, extent, x, work, sizes, FORM: tl.constexpr):
         index += i1 * sizes.size[2]
     if FORM.axes == 3:
         index += i0 * sizes.size[1] * sizes.size[2]
-    return Slots(index, exists, load_valid(x.valid, work, index, exists), None, places_of_tokens(i0, i1, i2))
+    return Slots(index, exists, load_valid(x.valid, work, index, exists), cell, places_of_tokens(i0, i1, i2))
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def table_backward(
     runs = (number + CELLS - 1) // CELLS
     head = tl.program_id(0) % sizes.heads
     run = tl.program_id(0) // sizes.heads // blocks
-    work = Work(run // runs, head, None, None, None, compactness_of(x, head, FORM))
+    work = CompactHead(run // runs, head, compactness_of(x, head, FORM))
     entry = tl.program_id(0) // sizes.heads % blocks * FORM.block + tl.arange(0, FORM.block)
     first = run % runs * CELLS
     total = tl.full((FORM.block,), 0.0, tl.float32)
@@ -111,14 +111,16 @@ def table_backward(
         start0, extent0 = stretch_of_cell(c0, sizes, 0, FORM)
         start1, extent1 = stretch_of_cell(c1, sizes, 1, FORM)
         start2, extent2 = stretch_of_cell(c2, sizes, 2, FORM)
+        start = (start0, start1, start2)
+        extent = (extent0, extent1, extent2)
         groups = window_of_cell(entry, c0, c1, c2, x, work, sizes, FORM)
         q_tile = load_qk(x.q, work, groups, FORM)
         g_tile = load_uv(of_groups, work, groups, FORM)
         mass = load_masses(log_mass, work, groups)
         delta = load_scalars(group_delta, work, groups)
-        for step in range((extent0 * extent1 * extent2 + TOKENS - 1) // TOKENS):
+        for step in range((extent[0] * extent[1] * extent[2] + TOKENS - 1) // TOKENS):
             slot = step * TOKENS + tl.arange(0, TOKENS)
-            tokens = tokens_of_cell(slot, (start0, start1, start2), (extent0, extent1, extent2), x, work, sizes, FORM)
+            tokens = tokens_of_cell(slot, (c0, c1, c2), start, extent, x, work, sizes, FORM)
             normaliser, tokens = normalised(tokens, x, lse, work)
             k_tile = load_qk(x.k, work, tokens, FORM)
             t_tile = load_uv(of_tokens, work, tokens, FORM)
