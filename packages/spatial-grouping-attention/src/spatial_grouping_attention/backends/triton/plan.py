@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,20 +25,28 @@ R = TypeVar("R")
 # Whether the kernels were built for the interpreter, which triton decides once, at their definition.
 INTERPRETED = not isinstance(work_of_program, JITFunction)
 
-# Tiles of fine tokens by number of axes, and warps that share one, smallest first. A tile's own cells should outnumber
-# the halo of groups around them.
+# Tiles of fine tokens by number of axes, and warps that share one. They are small: most tokens of a tile do not see
+# most groups of its box, and the larger it is, the more such pairs are formed for nothing. Of all that were timed on an
+# H100 (benchmarks/plan_sweep.py, in 2-D and 3-D) these were the fastest.
 TOKEN_TILES: dict[int, tuple[tuple[Triple, int], ...]] = {
-    1: (((1, 1, 32), 4), ((1, 1, 64), 4), ((1, 1, 64), 8), ((1, 1, 128), 8)),
-    2: (((1, 4, 8), 4), ((1, 8, 8), 4), ((1, 8, 8), 8), ((1, 8, 16), 8)),
-    3: (((2, 4, 4), 4), ((4, 4, 4), 4), ((4, 4, 4), 8), ((4, 4, 8), 8)),
+    1: (((1, 1, 16), 1), ((1, 1, 32), 1), ((1, 1, 64), 2)),
+    2: (((1, 4, 4), 1), ((1, 4, 8), 1), ((1, 4, 8), 2), ((1, 8, 8), 2)),
+    3: (((2, 2, 4), 1), ((2, 4, 4), 1), ((2, 4, 4), 2), ((4, 4, 4), 2)),
 }
 
-# Tiles of groups likewise. A group brings stride**axes tokens, so these are smaller.
-GROUP_TILES: dict[int, tuple[tuple[Triple, int], ...]] = {
-    1: (((1, 1, 16), 4), ((1, 1, 32), 4), ((1, 1, 64), 4), ((1, 1, 64), 8)),
-    2: (((1, 4, 4), 4), ((1, 4, 8), 4), ((1, 8, 8), 4), ((1, 8, 8), 8)),
-    3: (((2, 2, 4), 4), ((2, 4, 4), 4), ((4, 4, 4), 4), ((4, 4, 4), 8)),
+# Tiles of groups likewise, with rows of tokens per step. A group brings stride**axes tokens, so these are smaller.
+GROUP_TILES: dict[int, tuple[tuple[Triple, int, int], ...]] = {
+    1: (((1, 1, 16), 16, 1), ((1, 1, 16), 32, 2), ((1, 1, 32), 16, 1)),
+    2: (((1, 4, 4), 16, 1), ((1, 4, 4), 32, 2), ((1, 4, 4), 16, 2), ((1, 4, 8), 16, 1)),
+    3: (((2, 2, 4), 16, 1), ((2, 2, 4), 32, 2), ((2, 2, 4), 16, 2), ((2, 4, 4), 32, 2)),
 }
+
+# Bytes of a row up to which a tile has the warps above; wider rows have more, in proportion.
+WARP_ROW_BYTES = 128
+
+# From four warps and so many rows on, Triton 3.6 compiles products for an H100's groups of warps (wgmma). Such plans
+# gave wrong results and illegal accesses there, which none of the others did, and they are slower.
+MOST_WARPS, ROWS_OF_WARP_GROUPS = 4, 64
 
 # Bytes of a tile's rows, and of the other side's rows per step, above which ptxas reports many spilled registers
 # for sm_80 and sm_90 (benchmarks/compile_report.py).
@@ -46,8 +54,8 @@ TOKEN_TILE_BYTES = 16384
 GROUP_TILE_BYTES = 8192
 STEP_BYTES = 8192
 
-# Rows of the other side per step at most: beyond this, tiles see too few of them.
-STEP_ROWS = 64
+# Rows of the other side per step.
+STEPS = (16, 32, 64)
 
 # Cells that a program of the pass for a bias table walks over, so that its shares stay fewer than the groups' rows.
 CELLS = 64
@@ -84,11 +92,10 @@ def token_plans(layout: Layout, row_bytes: int) -> list[Plan]:
         return [Plan(INTERPRETED_TILES[layout.ndim], INTERPRETED_ROWS, 4, 1)]
     # Tiles beyond the grid would only idle.
     positions = math.prod(map(sum, zip(layout.lead, layout.length, strict=True)))
-    plans = []
-    for tile, warps in _small_enough(TOKEN_TILES[layout.ndim], min(TOKEN_TILE_BYTES // row_bytes, positions)):
-        seen = int(triton.next_power_of_2(math.prod(layout.box(tile))))
-        plans.append(Plan(tile, max(SMALLEST_PRODUCT, min(seen, _step(row_bytes))), warps, STAGES))
-    return plans
+    most = min(TOKEN_TILE_BYTES // row_bytes, positions)
+    return _fitting(
+        [(tile, _step(math.prod(layout.box(tile))), warps) for tile, warps in TOKEN_TILES[layout.ndim]], most, row_bytes
+    )
 
 
 def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
@@ -96,22 +103,33 @@ def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
     if INTERPRETED:
         return [Plan(INTERPRETED_TILES[layout.ndim], INTERPRETED_ROWS, 4, 1)]
     most = min(GROUP_TILE_BYTES // row_bytes, math.prod(layout.longest))
-    tiles = _small_enough(GROUP_TILES[layout.ndim], most)
-    return [Plan(tile, _step(row_bytes), warps, STAGES) for tile, warps in tiles]
+    return _fitting(GROUP_TILES[layout.ndim], most, row_bytes)
 
 
 def table_plan(layout: Layout) -> Plan:
     """The plan of the pass for a bias table; its columns are entries of the window."""
-    entries = max(SMALLEST_PRODUCT, min(int(triton.next_power_of_2(layout.window)), STEP_ROWS))
+    entries = max(SMALLEST_PRODUCT, min(int(triton.next_power_of_2(layout.window)), STEPS[-1]))
     return Plan((1, 1, 1), entries, entries // SMALLEST_PRODUCT, 1)
 
 
-def _small_enough(tiles: tuple[tuple[Triple, int], ...], rows: int) -> list[tuple[Triple, int]]:
-    return [tiles[0], *((tile, warps) for tile, warps in tiles[1:] if math.prod(tile) <= rows)]
+def _step(seen: int) -> int:
+    """Rows per step that waste the fewest slots on a box of so many; the largest of these."""
+    return min(reversed(STEPS), key=lambda rows: -(-seen // rows) * rows)
 
 
-def _step(row_bytes: int) -> int:
-    return min(STEP_ROWS, STEP_BYTES // row_bytes)
+def _fitting(candidates: Iterable[tuple[Triple, int, int]], most_rows: int, row_bytes: int) -> list[Plan]:
+    """Plans of at most so many rows, the first one in any case, with as many warps as wide rows need."""
+    plans: list[Plan] = []
+    for tile, step, warps in candidates:
+        rows = math.prod(tile)
+        if plans and rows > most_rows:
+            continue
+        warps = min(warps * max(row_bytes // WARP_ROW_BYTES, 1), MOST_WARPS)
+        if rows >= ROWS_OF_WARP_GROUPS:
+            warps = min(warps, MOST_WARPS // 2)
+        step = max(SMALLEST_PRODUCT, min(step, STEP_BYTES // row_bytes))
+        plans.append(Plan(tile, step, warps, STAGES))
+    return list(dict.fromkeys(plans))
 
 
 _CHOSEN: dict[Hashable, Plan] = {}
