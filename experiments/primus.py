@@ -15,6 +15,7 @@ from typing import Any
 import architectures
 import main as program
 import torch
+import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from networks import CLASSES
 from RoSE.adapters import PrimusRope
@@ -50,13 +51,16 @@ class Primus(nn.Module):
 
     def forward(self, image: Tensor, spacing: tuple[float, ...]) -> Tensor:
         """Images (B, C, *size) -> (B, classes, *size)."""
+        size = image.shape[2:]
+        # Its positions are those of a whole tile: thick slices, of which there are fewer, are followed by nothing.
+        image = F.pad(image, [n for length in reversed(size) for n in (0, max(SIDE - length, 0))])
         # In units of a patch of 1 mm, in which its own rotations count.
         with self.model.eva.rope.at(torch.tensor(spacing if self.knows else (1.0,) * 3)):
             if self.training:
                 logits: Tensor = self.model(image)
             else:
                 logits = sliding_window_inference(image, (SIDE,) * 3, 4, self.model, overlap=0.5, mode="gaussian")
-        return logits
+        return logits[(..., *(slice(length) for length in size))]
 
 
 def runs(steps: int = STEPS) -> list[Run]:
