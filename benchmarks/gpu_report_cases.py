@@ -133,7 +133,7 @@ def _given_rotation(report: Report, q: Tensor, k: Tensor, coordinates: Tensor, f
     }
     for way, make in WAYS.items():
         contenders = {name: _contender(make, form, [q, k], engine) for name, (form, engine) in forms.items()}
-        # Cosines and sines of every head are operands too; a table for all heads is next to nothing.
+        # The bound is that of cosines and sines of every head; timm's one table for all of them may beat it.
         moved = 2 * size_of(q, k) + size_of(cos, sin)
         report.section(f"rotation of q and k by given cosines, {way}", moved, contenders)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import gpu_report_cases as cases
 import torch
+from gpu_report import environment
 from gpu_report_timing import MOST_WORKERS, backward_of, forward_of, in_workers, measure, said, synchronize
 from spatial_grouping_attention.backends.triton import launch
 from spatial_grouping_attention.backends.triton.layout import Triple
@@ -143,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
+    found = environment()
     failures = [reason for reason in in_workers(compile_share, list(range(MOST_WORKERS)), said) if reason]
     print("compiled", *failures, flush=True)
     sweep = launch.choose = Sweep()
@@ -156,7 +158,8 @@ def main() -> None:
                 )
                 print(f"{name}, {title}, {way}: {1e3 * row['median']:.3f} ms, graph {row['graph']}", flush=True)
                 if arguments.json:
-                    arguments.json.write_text(json.dumps({"plans": sweep.found, "totals": totals}, indent=1) + "\n")
+                    kept = {"environment": found, "plans": sweep.found, "totals": totals}
+                    arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
     torch.cuda.synchronize()
 
 

@@ -188,6 +188,7 @@ def test_error_of_one_process_alone_ends_both(two):
     assert second_said.count("process 1 has lost another of the 2 processes and cannot go on") == 1
 
 
+@pytest.mark.slow
 def test_killed_while_writing_and_started_again(two):
     """After the kill above: all that was written is there, and the end is that of a training which nobody killed."""
     folder, _, _ = two

@@ -25,16 +25,16 @@ R = TypeVar("R")
 # Whether the kernels were built for the interpreter, which triton decides once, at their definition.
 INTERPRETED = not isinstance(work_of_program, JITFunction)
 
-# Tiles of fine tokens by number of axes, and warps that share one. They are small: most tokens of a tile do not see
-# most groups of its box, and the larger it is, the more such pairs are formed for nothing. Of all that were timed on an
-# H100 (benchmarks/plan_sweep.py, in 2-D and 3-D) these were the fastest.
-TOKEN_TILES: dict[int, tuple[tuple[Triple, int], ...]] = {
-    1: (((1, 1, 16), 1), ((1, 1, 32), 1), ((1, 1, 64), 2)),
-    2: (((1, 4, 4), 1), ((1, 4, 8), 1), ((1, 4, 8), 2), ((1, 8, 8), 2)),
-    3: (((2, 2, 4), 1), ((2, 4, 4), 1), ((2, 4, 4), 2), ((4, 4, 4), 2)),
+# Tiles of fine tokens by number of axes, rows of groups per step, and warps. Tiles are small: most tokens of a tile do
+# not see most groups of its box, and the larger it is, the more such pairs are formed for nothing. In 2-D and 3-D the
+# fastest of what was timed on an H100 are among them (benchmarks/plan_sweep.py), but for one that is excluded below.
+TOKEN_TILES: dict[int, tuple[tuple[Triple, int, int], ...]] = {
+    1: (((1, 1, 16), 16, 1), ((1, 1, 32), 32, 1), ((1, 1, 64), 16, 2)),
+    2: (((1, 4, 4), 16, 1), ((1, 4, 8), 32, 1), ((1, 4, 8), 16, 1), ((1, 8, 8), 16, 2)),
+    3: (((2, 2, 4), 16, 1), ((2, 4, 4), 64, 1), ((2, 4, 4), 16, 1), ((4, 4, 4), 64, 2)),
 }
 
-# Tiles of groups likewise, with rows of tokens per step. A group brings stride**axes tokens, so these are smaller.
+# Tiles of groups likewise. A group brings stride**axes tokens, so these are smaller.
 GROUP_TILES: dict[int, tuple[tuple[Triple, int, int], ...]] = {
     1: (((1, 1, 16), 16, 1), ((1, 1, 16), 32, 2), ((1, 1, 32), 16, 1)),
     2: (((1, 4, 4), 16, 1), ((1, 4, 4), 32, 2), ((1, 4, 4), 16, 2), ((1, 4, 8), 16, 1)),
@@ -45,7 +45,8 @@ GROUP_TILES: dict[int, tuple[tuple[Triple, int, int], ...]] = {
 WARP_ROW_BYTES = 128
 
 # From four warps and so many rows on, Triton 3.6 compiles products for an H100's groups of warps (wgmma). Such plans
-# gave wrong results and illegal accesses there, which none of the others did, and they are slower.
+# gave wrong results and an illegal access there, which none of the others did; but for one pass in 3-D
+# (pool_backward_tokens, 0.43 ms beside 0.52) others are faster.
 MOST_WARPS, ROWS_OF_WARP_GROUPS = 4, 64
 
 # Bytes of a tile's rows, and of the other side's rows per step, above which ptxas reports many spilled registers
@@ -54,8 +55,8 @@ TOKEN_TILE_BYTES = 16384
 GROUP_TILE_BYTES = 8192
 STEP_BYTES = 8192
 
-# Rows of the other side per step.
-STEPS = (16, 32, 64)
+# Entries of a bias table per step at most.
+STEP_ENTRIES = 64
 
 # Cells that a program of the pass for a bias table walks over, so that its shares stay fewer than the groups' rows.
 CELLS = 64
@@ -93,9 +94,11 @@ def token_plans(layout: Layout, row_bytes: int) -> list[Plan]:
     # Tiles beyond the grid would only idle.
     positions = math.prod(map(sum, zip(layout.lead, layout.length, strict=True)))
     most = min(TOKEN_TILE_BYTES // row_bytes, positions)
-    return _fitting(
-        [(tile, _step(math.prod(layout.box(tile))), warps) for tile, warps in TOKEN_TILES[layout.ndim]], most, row_bytes
-    )
+    tiles = []
+    for tile, step, warps in TOKEN_TILES[layout.ndim]:
+        seen = int(triton.next_power_of_2(math.prod(layout.box(tile))))
+        tiles.append((tile, min(step, seen), warps))
+    return _fitting(tiles, most, row_bytes)
 
 
 def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
@@ -108,13 +111,8 @@ def group_plans(layout: Layout, row_bytes: int) -> list[Plan]:
 
 def table_plan(layout: Layout) -> Plan:
     """The plan of the pass for a bias table; its columns are entries of the window."""
-    entries = max(SMALLEST_PRODUCT, min(int(triton.next_power_of_2(layout.window)), STEPS[-1]))
+    entries = max(SMALLEST_PRODUCT, min(int(triton.next_power_of_2(layout.window)), STEP_ENTRIES))
     return Plan((1, 1, 1), entries, entries // SMALLEST_PRODUCT, 1)
-
-
-def _step(seen: int) -> int:
-    """Rows per step that waste the fewest slots on a box of so many; the largest of these."""
-    return min(reversed(STEPS), key=lambda rows: -(-seen // rows) * rows)
 
 
 def _fitting(candidates: Iterable[tuple[Triple, int, int]], most_rows: int, row_bytes: int) -> list[Plan]:
