@@ -148,16 +148,21 @@ def tests_lowest(session: nox.Session, package: Path) -> None:
 
 @nox.session(name="tests-slow")
 def tests_slow(session: nox.Session) -> None:
-    """What takes minutes: all variants exported and compiled, peak memory, Triton's interpreter at length."""
+    """What takes minutes: all variants exported and compiled, peak memory, interpreter and programs at length."""
     install_optional(session)
-    run_tests(session, GROUPING / "tests", options=("-m", "slow and not gpu"), TRITON_INTERPRET="1")
+    marked = ("-m", "slow and not gpu")
+    run_tests(session, ROSE / "tests", GROUPING / "tests", options=marked, TRITON_INTERPRET="1")
+    install_training(session)
+    install(session, groups=("brain",))
+    run_tests(session, ROOT / "docs" / "examples", options=("-m", "training and slow"))
 
 
 @nox.session(name="tests-optional")
 def tests_optional(session: nox.Session) -> None:
     """What needs an optional library and no GPU: Triton kernels in its interpreter, NATTEN's forward pass, numba's."""
     install_optional(session)
-    marked = ("-m", "(triton or natten or native) and not slow")
+    # All of a file to one worker: kernels are compiled once, and not by every worker at the same time.
+    marked = ("--dist", "loadfile", "-m", "(triton or natten or native) and not slow")
     run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "benchmarks", options=marked, TRITON_INTERPRET="1")
 
 
@@ -193,7 +198,9 @@ def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
     install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
-    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=("-m", "training"))
+    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once.
+    marked = ("--dist", "loadfile", "-m", "training and not slow")
+    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)
 
 
 @nox.session(name="tests-gpu")

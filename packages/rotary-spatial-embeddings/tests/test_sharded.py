@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
-from sharded_runs import RANKS, WAYS, Model, batch, half_if_pure, optimiser, train, train_in_ranks
+from sharded_runs import RANKS, SLOW, WAYS, Model, batch, half_if_pure, optimiser, train, train_in_ranks
 from torch import Tensor
+
+Came = dict[str, dict[str, dict[str, Tensor]]]
+every_way = pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow) if way in SLOW else way for way in WAYS]
+)
 
 
 @pytest.fixture(scope="module")
-def came(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Tensor]]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(train_in_ranks, (str(folder),), nprocs=RANKS)
-    return torch.load(folder / "came.pt")
+def came_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Came]:
+    """What came of all slow ways, or of all others; they run when they are asked for."""
+
+    @cache
+    def run(slow: bool) -> Came:
+        folder = tmp_path_factory.mktemp("ranks")
+        ways = [way for way in WAYS if (way in SLOW) == slow]
+        torch.multiprocessing.spawn(train_in_ranks, (str(folder), ways), nprocs=RANKS)
+        return torch.load(folder / "came.pt")
+
+    return run
+
+
+@pytest.fixture
+def came(way: str, came_of: Callable[[bool], Came]) -> Came:
+    return came_of(way in SLOW)
 
 
 def alone(mixed: bool) -> list[dict[str, Tensor]]:
@@ -28,8 +45,8 @@ def alone(mixed: bool) -> list[dict[str, Tensor]]:
     return [first, model.state_dict()]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_training_in_two_processes_is_training_in_one(way: str, came: Any) -> None:
+@every_way
+def test_training_in_two_processes_is_training_in_one(way: str, came: Came) -> None:
     first, last = alone(mixed=WAYS[way][0])
     assert came[way]["first"].keys() == first.keys()
     deciding = [name for name in first if "rotary" in name]
@@ -47,8 +64,8 @@ def test_training_in_two_processes_is_training_in_one(way: str, came: Any) -> No
             assert (step - right).norm() < 0.05 * right.norm(), (name, float((step - right).norm() / right.norm()))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(way: str, came: Any) -> None:
+@every_way
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(way: str, came: Came) -> None:
     for name, value in came[way]["last"].items():
         assert torch.equal(came[way]["resumed"][name], value), name
     plain = half_if_pure(Model(seed=2), mixed=WAYS[way][0])

@@ -1,6 +1,6 @@
 """The examples that users know, exactly as they stand in seed_blocks.md, with the shapes that they promise.
 
-The two largest run in test_memory.py.
+The two largest run in test_memory.py; the longest of the others is marked slow.
 """
 
 import pytest
@@ -13,7 +13,17 @@ def test_every_block_is_run_somewhere() -> None:
     assert set(MEASURED) < set(PROMISES)
 
 
-@pytest.mark.parametrize("title", [title for title in PROMISES if title not in MEASURED])
+LONGEST = "Integration with Neural Networks"
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param(title, marks=pytest.mark.slow) if title == LONGEST else title
+        for title in PROMISES
+        if title not in MEASURED
+    ],
+)
 def test_block(title: str, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.inference_mode():
         run_block(title)

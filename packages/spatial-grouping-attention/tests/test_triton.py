@@ -55,8 +55,14 @@ FEATURES = {
 }
 
 
+# What is in these takes longest, and is in others too, in other company.
+SLOW = ("2-D", "3-D")
+
+
 @everywhere
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize(
+    "feature", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FEATURES]
+)
 def test_features(feature: str, device: str) -> None:
     neighbourhood, options = FEATURES[feature]
     check(make_case(neighbourhood, **{"batch": 1, "heads": 1, **options}), device)
