@@ -155,6 +155,9 @@ def tests_slow(session: nox.Session) -> None:
     install_training(session)
     install(session, groups=("brain",))
     run_tests(session, ROOT / "docs" / "examples", options=("-m", "training and slow"))
+    # The compiler that the lowest torch installs refuses what later ones take.
+    session.install("--no-deps", "triton==3.6.0")
+    run_tests(session, GROUPING / "tests" / "test_triton_compiled.py", options=("-m", "triton"))
 
 
 @nox.session(name="tests-optional")
