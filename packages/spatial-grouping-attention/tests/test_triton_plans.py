@@ -125,7 +125,8 @@ def test_no_candidate_has_tiles_beyond_the_grid(monkeypatch: pytest.MonkeyPatch)
     small, large = (layout_of(Neighbourhood((2 * n,) * 2, (n,) * 2, 2, 3, 1, 3)) for n in (3, 64))
     for plans, tiles in ((plan.token_plans, plan.TOKEN_TILES[2]), (plan.group_plans, plan.GROUP_TILES[2])):
         within = [tile for tile, *_ in tiles if math.prod(tile) <= (36 if plans is plan.token_plans else 9)]
-        assert [candidate.tile for candidate in plans(small, 32)] == (within or [tiles[0][0]])
+        # Where all that a tile sees fits into one step, plans that differ in their steps are one.
+        assert {candidate.tile for candidate in plans(small, 32)} == set(within or [tiles[0][0]])
         assert [(candidate.tile, candidate.num_warps) for candidate in plans(large, 32)] == [
             (candidate[0], candidate[-1]) for candidate in tiles
         ]
@@ -137,7 +138,7 @@ def test_no_candidate_has_tiles_beyond_the_grid(monkeypatch: pytest.MonkeyPatch)
 def test_no_plan_is_compiled_for_groups_of_warps(
     shape: tuple[int, ...], row_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton 3.6 gives wrong results with them (see ``plan.py``); and every row of a step has a product's 16."""
+    """Such plans gave wrong results on an H100 (see ``plan.py``); and tiles and steps have a product's 16 rows."""
     from spatial_grouping_attention.backends.triton import plan
     from spatial_grouping_attention.backends.triton.layout import layout_of
 
