@@ -265,7 +265,9 @@ def coverage(session: nox.Session) -> None:
         session.run("coverage", "erase", env=measure)
         counted = (f"--cov={name}", f"--cov-config={ROOT / 'pyproject.toml'}", "--cov-append", "--cov-report=")
         run_tests(session, package / "tests", options=counted, **measure)
-        marked = (*counted, "-m", "(triton or natten or native) and not slow")
+        # A package's own settings do not know the marks of the other.
+        everything = (*counted, "-c", str(ROOT / "pyproject.toml"))
+        marked = (*everything, "-m", "(triton or natten or native) and not slow")
         run_tests(session, package / "tests", options=marked, TRITON_INTERPRET="1", **measure)
         least = ("--show-missing", "--skip-covered", "--fail-under=95")
         session.run("coverage", "report", f"--rcfile={ROOT / 'pyproject.toml'}", *least, env=measure)

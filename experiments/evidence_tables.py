@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from frequencies import RESCALED
 from networks import NETWORKS, OTSU
 from positions import FREQUENCIES, PHYSICAL, POSITIONS, RESAMPLED
 from reporting import markdown
@@ -17,7 +18,7 @@ Results = Mapping[tuple[str, str, str], Mapping[int, dict[str, Any]]]
 ORDER = {  # of methods
     "masks": [*NETWORKS, OTSU],
     "spacing": [*POSITIONS, *PHYSICAL, *RESAMPLED],
-    "frequencies": list(FREQUENCIES),
+    "frequencies": [*FREQUENCIES, RESCALED],
 }
 
 NOT_YET = "Not recorded yet."
