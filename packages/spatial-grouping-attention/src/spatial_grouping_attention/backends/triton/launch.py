@@ -129,12 +129,11 @@ def _launch(
     row_bytes = _padded(max(head_size, channels)) * x.q.dtype.itemsize
     # Triton launches on the current device, wherever the operands are.
     with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
-        return choose(_class(kernel, x, tensors, constants), lambda: candidates(layout, row_bytes), run)
+        return choose(_class(kernel, layout, x, tensors, constants), lambda: candidates(layout, row_bytes), run)
 
 
-def _class(kernel: Any, x: Operands, tensors: Tensors, constants: dict[str, bool]) -> Hashable:
+def _class(kernel: Any, layout: Layout, x: Operands, tensors: Tensors, constants: dict[str, bool]) -> Hashable:
     """What moves the optimum: all that the kernel is compiled for, and the amount of work."""
-    layout = _layout(x)
     batch, heads, _, head_size = x.q.shape
     return (
         kernel.__name__,
@@ -184,8 +183,13 @@ def _inputs(x: Operands) -> Inputs:
 
 
 def _sizes(layout: Layout, x: Operands, programs: Triple) -> Sizes:
+    return Sizes(x.scale, seal(x.q.shape[1]), *_sealed(layout, programs))
+
+
+@remembered(1024)
+def _sealed(layout: Layout, programs: Triple) -> tuple[Triple, ...]:
     triples = programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length, layout.centre
-    return Sizes(x.scale, seal(x.q.shape[1]), *(seal(triple) for triple in triples))
+    return tuple(map(seal, triples))
 
 
 def _rows(x: Tensor | None) -> Rows | None:
@@ -200,7 +204,8 @@ def _rows(x: Tensor | None) -> Rows | None:
 
 
 def _padded(channels: int) -> int:
-    return max(SMALLEST_PRODUCT, int(triton.next_power_of_2(channels)))
+    # Triton's own next_power_of_2 is made for kernels, and slow outside of them.
+    return max(SMALLEST_PRODUCT, 1 << max(channels - 1, 0).bit_length())
 
 
 def _wide(x: Operands, tensors: Tensors) -> bool:
