@@ -189,7 +189,7 @@ def _sizes(layout: Layout, x: Operands, programs: Triple) -> Sizes:
 @remembered(1024)
 def _sealed(layout: Layout, programs: Triple) -> tuple[Triple, ...]:
     triples = programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length, layout.centre
-    return tuple(map(seal, triples))
+    return tuple(seal(triple) for triple in triples)
 
 
 def _rows(x: Tensor | None) -> Rows | None:
