@@ -187,7 +187,7 @@ def _sizes(layout: Layout, x: Operands, programs: Triple) -> Sizes:
 
 
 @remembered(1024)
-def _sealed(layout: Layout, programs: Triple) -> tuple[Triple, ...]:
+def _sealed(layout: Layout, programs: Triple) -> tuple[tuple[int, ...], ...]:
     triples = programs, layout.size, layout.groups, layout.offset, layout.lead, layout.length, layout.centre
     return tuple(seal(triple) for triple in triples)
 
