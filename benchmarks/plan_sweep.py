@@ -22,9 +22,9 @@ import gpu_report_cases as cases
 import torch
 from gpu_report import environment
 from gpu_report_timing import MOST_WORKERS, backward_of, forward_of, in_workers, measure, said, synchronize
-from spatial_grouping_attention.backends.triton import launch
+from spatial_grouping_attention.backends.triton import launch, passes
 from spatial_grouping_attention.backends.triton.layout import Triple
-from spatial_grouping_attention.backends.triton.plan import Plan
+from spatial_grouping_attention.backends.triton.plan import STAGES, Plan
 from torch import Tensor
 
 TITLES = ("512x512 -> 256x256, heads of 32", "64x64x64 -> 32x32x32, heads of 32")
@@ -47,8 +47,6 @@ GROUP_GRIDS: dict[int, tuple[tuple[Triple, tuple[int, ...], tuple[int, ...]], ..
     2: (((1, 4, 4), (16, 32, 64), (1, 2, 4)), ((1, 4, 8), (16, 32, 64), (1, 2, 4)), ((1, 8, 8), (64,), (4,))),
     3: (((2, 2, 4), (16, 32, 64), (1, 2, 4)), ((2, 4, 4), (32, 64), (2, 4))),
 }
-STAGES = {"token": (2,), "group": (2,)}
-
 # What each pass writes.
 RESULTS = {
     "token_forward": ("lse", "out"),
@@ -65,9 +63,9 @@ def tried(kernel: str, ndim: int) -> list[Plan]:
     side = "token" if kernel.endswith("tokens") or kernel.startswith("token") else "group"
     grids = {"token": TOKEN_GRIDS, "group": GROUP_GRIDS}[side][ndim]
     return [
-        Plan(tile, block, warps, stages)
+        Plan(tile, block, warps, STAGES)
         for tile, blocks, all_warps in grids
-        for block, warps, stages in itertools.product(blocks, all_warps, STAGES[side])
+        for block, warps in itertools.product(blocks, all_warps)
     ]
 
 
@@ -89,19 +87,27 @@ def compile_share(share: int) -> str:
     return ""
 
 
-def results_of(kernel: str, run: Callable[[Plan], Any]) -> list[Tensor]:
-    """The tensors that a pass writes, without their histories: they are written again and again."""
-    free = dict(zip(run.__code__.co_freevars, run.__closure__ or (), strict=True))  # type: ignore[attr-defined]
-    others = free["others"].cell_contents
-    return [others[name].start.data for name in RESULTS[kernel] if others[name] is not None]
-
-
 class Sweep:
     """Times every plan of every class of calls, once, and goes on with the fastest."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[dict[str, Any]]] = {}
         self.fastest: dict[Hashable, Plan] = {}
+        self.tensors: launch.Tensors = {}
+
+    def watch(self, launched: Callable[..., Any]) -> Callable[..., Any]:
+        """A kind of pass that tells what it reads and writes."""
+
+        def told(kernel: Any, x: Any, tensors: launch.Tensors, **constants: bool) -> Any:
+            self.tensors = tensors
+            return launched(kernel, x, tensors, **constants)
+
+        return told
+
+    def results(self, kernel: str) -> list[Tensor]:
+        """The tensors that the pass writes, without their histories: they are written again and again."""
+        written = (self.tensors[name] for name in RESULTS[kernel])
+        return [x.data for x in written if x is not None]
 
     def __call__(self, key: Any, candidates: Callable[[], list[Plan]], run: Callable[[Plan], Any]) -> Any:
         if key not in self.fastest:
@@ -112,7 +118,7 @@ class Sweep:
         from triton.testing import do_bench
 
         run(written[0])
-        results = results_of(key[0], run)
+        results = self.results(key[0])
         wanted = [x.to(torch.float32, copy=True) for x in results]
         rows = []
         for plan in dict.fromkeys((*written, *tried(key[0], key[1]))):
@@ -148,6 +154,7 @@ def main() -> None:
     failures = [reason for reason in in_workers(compile_share, list(range(MOST_WORKERS)), said) if reason]
     print("compiled", *failures, flush=True)
     sweep = launch.choose = Sweep()
+    passes.token_pass, passes.group_pass = map(sweep.watch, (launch.token_pass, launch.group_pass))
     totals = {}
     for title in TITLES:
         case = cases.Grouping(title)
