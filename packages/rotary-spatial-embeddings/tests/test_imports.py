@@ -33,6 +33,7 @@ ORDER = (
     "transforms",
     "constants",
     "memo",
+    "tracing",
     "wide",
     "frequencies",
     "validation",

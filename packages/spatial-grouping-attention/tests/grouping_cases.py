@@ -259,11 +259,13 @@ def finite(x: Tensor) -> Tensor:
 
 
 def gradients(outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], *, retain: bool = False) -> dict[str, Tensor]:
-    """Gradients of a random weighting of the outputs; zeros for leaves that they do not depend on."""
+    """Gradients of a random weighting of the outputs; zeros for leaves that they do not depend on.
+
+    Weights are numbers that every dtype has: what arrives at an output is then the same for all of them, unrounded.
+    """
     generator = torch.Generator().manual_seed(0)
-    total = sum(
-        (finite(x).double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in outputs
-    )
+    weights = (torch.randn(x.shape, generator=generator).bfloat16().double() for x in outputs)
+    total = sum((finite(x).double() * weight).sum() for x, weight in zip(outputs, weights, strict=True))
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=retain)
     return {
         name: torch.zeros_like(leaf) if grad is None else grad

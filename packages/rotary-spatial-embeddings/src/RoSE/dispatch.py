@@ -18,7 +18,8 @@ from .angles import angles_of_tokens
 from .kernels.agreement import check_rotation
 from .kernels.selfcheck import SelfCheck
 from .layouts import Heads, back_in_layout, heads_in_front
-from .rotation import is_forward_mode, require_angle_shape, rotate_eager, rotate_plain
+from .rotation import require_angle_shape, rotate_eager, rotate_plain
+from .tracing import is_exporting, is_transformed
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter))
 
@@ -97,19 +98,10 @@ def _kernels_serve(x: Tensor, *others: Tensor) -> bool:
         return False
     if not _are_ordinary(x, *others) or any(other.device != x.device for other in others):
         return False
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or _is_transformed():
+    if is_exporting() or is_transformed():
         return False
     return not kernels.refusals(x.device, x.dtype, x.shape[-1]) and ROTATION_CHECK.passed(x.device)
 
 
 def _are_ordinary(*tensors: Tensor) -> bool:
     return _ORDINARY.issuperset(map(type, tensors))
-
-
-def _is_transformed() -> bool:
-    """Whether a function transform or a forward-mode derivative is under way."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or is_forward_mode()
-
-
-# Found while torch's compiler traces, and a constant to it.
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .tracing import is_exporting
 from .validation import FLOATING_DTYPES, require_tensor
 
 
@@ -39,7 +40,7 @@ def require_attn_mask(attn_mask: Tensor | None, batch: int, heads: int, queries:
     elif shape != (queries, keys):
         raise ValueError(f"attn_mask must have shape {rule}; got {shape}; {way_out}")
     # Not where a batch is still to be any: an exporter would take the question for a promise.
-    elif not torch.compiler.is_exporting() and batch == queries > 1:
+    elif not is_exporting() and batch == queries > 1:
         raise ValueError(
             f"attn_mask must have 4 dimensions where there are as many queries as samples, because two could be "
             f"(queries, keys) or (batch, keys); got {shape}: give attn_mask[None, None], or {way_out}"

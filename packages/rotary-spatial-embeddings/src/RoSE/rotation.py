@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tracing import is_batched, is_forward_mode
 from .validation import require_floating
 
 # Where scratch space is needed, x is walked in this many pieces: enough that a few of them are small beside x, few
@@ -33,20 +34,6 @@ def work_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
-
-
-def is_forward_mode() -> bool:
-    """Whether a forward-mode derivative is under way."""
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-# Found while torch's compiler traces, and a constant to it.
-is_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def is_batched(x: Tensor) -> bool:
-    """Whether x stands for several tensors, in either of torch's two vmaps."""
-    return torch._C._functorch.is_legacy_batchedtensor(x) or torch._C._functorch.is_batchedtensor(x)
 
 
 def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .masks import hide_keys
-from .rotation import is_forward_mode
+from .tracing import is_forward_mode
 
 
 def attend(

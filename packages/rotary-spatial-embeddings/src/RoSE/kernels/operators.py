@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rotation import is_batched, reduce_plain, rotate_plain
+from ..rotation import reduce_plain, rotate_plain
+from ..tracing import is_batched
 from .plain import rotate_by_positions
 
 
