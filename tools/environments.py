@@ -12,6 +12,9 @@ GROUPING = ROOT / "packages" / "spatial-grouping-attention"
 CONSTRAINTS = ROOT / "constraints.txt"
 SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
 
+# Of packages, the wheels that this run of nox has built.
+_WHEELS: dict[Path, str] = {}
+
 # One thread per test worker: two workers that each start a thread per core only get in each other's way.
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -65,15 +68,16 @@ def run_example(session: nox.Session, script: str) -> None:
 
 
 def build(session: nox.Session, *packages: Path) -> list[str]:
-    """Build wheels of packages and return their paths."""
-    session.install("-c", str(CONSTRAINTS), "hatchling")
-    wheels = []
-    for package in packages:
+    """Build wheels of packages and return their paths; what another session of this run has built is taken."""
+    missing = [package for package in packages if package not in _WHEELS]
+    if missing:
+        session.install("-c", str(CONSTRAINTS), "hatchling")
+    for package in missing:
         target = Path(session.create_tmp()).resolve() / package.name
         with session.chdir(package):
             session.run("hatchling", "build", "-t", "wheel", "-d", str(target), silent=True)
-        wheels.append(str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)))
-    return wheels
+        _WHEELS[package] = str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime))
+    return [_WHEELS[package] for package in packages]
 
 
 def list_materials(session: nox.Session, environment: Path, bill: Path, *options: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from spatial_grouping_attention import Neighbourhood
@@ -49,6 +50,15 @@ BACKENDS = {
 ELSEWHERE = ("native", "triton", "natten")
 EVERY_BACKEND = tuple(name for name in BACKENDS if name not in ELSEWHERE)
 WINDOWED = tuple(name for name in EVERY_BACKEND if BACKENDS[name].windowed)
+TRITON = pytest.param("triton", marks=pytest.mark.triton)
+
+
+def every_backend_and(name: str, first: object, *others: object) -> pytest.MarkDecorator:
+    """Parameters of a test: every engine with every value; triton, which takes long, with the first in every run."""
+    rows: list[object] = [(backend, value) for backend in EVERY_BACKEND for value in (first, *others)]
+    rows.append(pytest.param("triton", first, marks=pytest.mark.triton))
+    rows += [pytest.param("triton", value, marks=[pytest.mark.triton, pytest.mark.slow]) for value in others]
+    return pytest.mark.parametrize(("backend", name), rows)
 
 
 def cell_by_distance(index: int, size: int, groups: int, stride: int, kernel: int, padding: int) -> int:

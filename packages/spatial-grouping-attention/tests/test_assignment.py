@@ -132,6 +132,30 @@ def test_assignments_are_pytrees(assignment: Assignment) -> None:
     assert not detached.upsample(random(2, assignment.num_groups, 1)).requires_grad
 
 
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_pytrees_keep_what_is_real_and_the_backend(variant: str) -> None:
+    layer, shape = make_layer(variant, backend="tiled" if variant == "sparse" else "auto"), SHAPES[2]
+    valid = torch.zeros(2, *shape, dtype=torch.bool)
+    valid[:, :3, :4] = True
+    assignment = layer(tokens(shape), 0.5, shape, valid=valid).assignment
+    again = pytree.tree_map(lambda leaf: leaf, assignment)
+    labels = again.labels()
+    assert torch.equal(labels, assignment.labels())
+    assert torch.equal(labels >= 0, valid.flatten(1))
+    assert torch.equal(again.valid_groups, assignment.valid_groups)
+    assert getattr(again, "backend", None) == getattr(assignment, "backend", None)
+
+
+def test_the_backend_of_an_assignment_serves_all_that_it_carries() -> None:
+    """By one that refuses a window."""
+    assignment = one("sparse")
+    refusing = pytree.tree_map(lambda leaf: leaf, assignment)
+    refusing.backend = "fused"
+    for call, number in ((refusing.upsample, assignment.num_groups), (refusing.pool, assignment.num_inputs)):
+        with pytest.raises(ValueError, match="fused"):
+            call(random(2, number, 1))
+
+
 def test_values_keep_their_dtype_and_get_gradients(assignment: Assignment) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         up = random(2, assignment.num_groups, 2).to(dtype).requires_grad_()
@@ -191,6 +215,10 @@ def test_nested_labels_follow_the_most_likely_group_of_every_stage() -> None:
         for group in first[sample].unique():
             assert len(nested[sample][first[sample] == group].unique()) == 1, "what is together stays together"
     assert (nested != composed.labels()).any(), "else this tells nothing apart"
+    chains = (compose([composed]), compose([compose(composed.stages[:2]), composed.stages[2]]),
+              compose([composed.stages[0], compose(composed.stages[1:])]))  # fmt: skip
+    for chain_of_chains in chains:
+        assert torch.equal(chain_of_chains.labels(nested=True), nested)
 
 
 def test_chains_that_do_not_fit_are_refused() -> None:
@@ -336,6 +364,8 @@ def test_heads_are_shown_one_by_one_and_their_mean_is_the_assignment(variant: st
 
 def test_heads_of_several_stages_do_not_correspond() -> None:
     members = chain()
+    with pytest.raises(ValueError, match=r"per_head must be False for a chain .*got True for 2 stages"):
+        compose(members.stages[:2]).labels(per_head=True)
     for call in (
         lambda: members.matrix(per_head=True),
         lambda: members.labels(per_head=True),

@@ -102,9 +102,8 @@ def test_the_relation_is_symmetric(neighbourhood: Neighbourhood) -> None:
 
 @given(one_axis)
 def test_the_members_of_a_group_are_an_interval(values: tuple[int, ...]) -> None:
-    axis = axis_of((*values[:-1], 1))
-    for group in range(axis.groups):
-        seeing = [axis.sees(i, group) for i in range(axis.size)]
+    size, groups, *numbers = values[:-1]
+    for seeing in Neighbourhood((size,), (groups,), *numbers).mask().T.tolist():
         runs = [key for key, _ in itertools.groupby(seeing)]
         assert runs.count(True) <= 1
 
@@ -132,6 +131,15 @@ def test_neighbourhoods_survive_their_serial_forms(neighbourhood: Neighbourhood)
     assert hash(Neighbourhood.from_integers(neighbourhood.integers())) == hash(neighbourhood)
     assert (neighbourhood.num_inputs, neighbourhood.num_groups) == tuple(neighbourhood.mask().shape)
     assert neighbourhood.ndim == len(neighbourhood.input_shape)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tables_are_where_and_what_was_asked_for(device: str) -> None:
+    neighbourhood = Neighbourhood((8, 6), (4, 3), 2, 3, 1, 3)
+    assert neighbourhood.mask(device).device.type == neighbourhood.window_index(device).device.type == device
+    for dtype in (torch.float32, torch.float64):
+        for table in (neighbourhood.places(device, dtype), neighbourhood.squared_distances(device, dtype)):
+            assert (table.device.type, table.dtype) == (device, dtype)
 
 
 def test_single_numbers_mean_every_axis() -> None:
@@ -193,6 +201,13 @@ def test_origins_per_sample() -> None:
     origin = torch.tensor([[1.0, 2.0], [-5.0, 0.0]])
     coarse = coarsen(Grid((4, 4), (1.0, 2.0), origin), (2, 3), (2, 2), (0, 1))
     assert torch.equal(coarse.origin, origin + torch.tensor([0.5, 0.0]))
+
+
+@pytest.mark.parametrize("held", ["spacing", "origin"])
+def test_coarse_grids_are_where_the_fine_ones_are(held: str) -> None:
+    grid = Grid((4, 4), **{held: torch.ones(3, 2, device="meta")})
+    coarse = coarsen(grid, (2, 3), (2, 2), (0, 1))
+    assert coarse.spacing.device.type == coarse.origin.device.type == "meta"
 
 
 @pytest.mark.parametrize("stages", [1, 4])

@@ -7,8 +7,10 @@ import torch
 from grouping_cases import (
     BACKENDS,
     EVERY_BACKEND,
+    TRITON,
     Case,
     assert_near,
+    every_backend_and,
     gradients,
     make_case,
     natural_sizes,
@@ -23,7 +25,6 @@ from torch import Tensor
 
 WINDOW, EVERYTHING = Neighbourhood((21,), (11,), 2, 3, 1, 3), Neighbourhood((21,), (11,), 2, 3, 1, 21)
 ORACLES = {"assign": oracle_assign, "pool": oracle_pool, "group": oracle_group}
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
 
 
 def windows_of(backend: str) -> list[Neighbourhood]:
@@ -77,9 +78,8 @@ def test_kernels_of_half_types_are_given_values_around_zero(
     assert max(errors.values()) < 1e-2, errors
 
 
-@pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("backend", [*EVERY_BACKEND, TRITON])
+@every_backend_and("inside", True, False)
 def test_autocast_around_backward_changes_nothing(backend: str, operator: str, inside: bool) -> None:
     """Torch recommends to leave the context before; nobody has to."""
     for window in windows_of(backend):

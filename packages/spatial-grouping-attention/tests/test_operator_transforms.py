@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from grouping_cases import EVERY_BACKEND, Case, assert_near, finite, make_case
+from grouping_cases import EVERY_BACKEND, TRITON, Case, assert_near, every_backend_and, finite, make_case
 from operator_calls import OPERATORS, call
 from spatial_grouping_attention import DenseSpatialGroupingAttention, Neighbourhood, SparseSpatialGroupingAttention
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 WINDOW, EVERYTHING = Neighbourhood((8,), (4,), 2, 3, 1, 3), Neighbourhood((8,), (4,), 2, 3, 1, 7)
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
 REGISTERED = ["fused", "tiled", TRITON]
 
 every_call = pytest.mark.parametrize("operator", OPERATORS)
@@ -79,9 +78,8 @@ def test_grad(backend: str, operator: str) -> None:
     assert_all_near(got, f.gradients(*f.operands), tolerance(backend))
 
 
-@pytest.mark.parametrize("masks", [None, "some"])
 @every_call
-@every_backend
+@every_backend_and("masks", "some", None)
 def test_vmap_of_calls_and_of_their_gradients(backend: str, operator: str, masks: str | None) -> None:
     """Each with a bias table of its own, and all with one, of which each has its own gradient."""
     f = Call(operator, backend, case_for(backend, masks=masks))

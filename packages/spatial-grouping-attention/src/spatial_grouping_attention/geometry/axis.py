@@ -72,11 +72,6 @@ class Axis:
         start = min(max(start, 0), self.size)
         return start, min(max(stop, start), self.size)
 
-    def sees(self, index: int, group: int) -> bool:
-        """Whether a fine index sees a group."""
-        distance = abs(self.cell(index) - group)
-        return distance <= self.reach and distance % self.dilation == 0
-
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
     """Number of groups of a strided convolution: (n + 2p - k)//s + 1."""
