@@ -116,13 +116,15 @@ def tests_attention(session: nox.Session) -> None:
 
 @nox.session(name="tests-pair")
 def tests_pair(session: nox.Session) -> None:
-    """RoSE's tests beside the other package, code blocks and programs of pages, benchmarks' parts, tools, some fuzzing.
+    """RoSE where both are imported, code blocks and programs of pages, benchmarks' parts, tools, some fuzzing.
 
-    The attention package's own tests always run beside RoSE's wheel: see tests-attention.
+    Of RoSE's tests those of what is registered with torch, which another package could spoil; the attention package's
+    own always run beside RoSE's wheel: see tests-attention.
     """
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
-    install_peers(session)
-    run_tests(session, ROSE / "tests", ROOT / "docs", ROOT / "benchmarks", ROOT / "tools", ROOT / "fuzz")
+    rose = (ROSE / "tests" / f"test_{name}.py" for name in ("derivatives", "graph", "modules", "package", "transforms"))
+    others = (ROOT / name for name in ("docs", "benchmarks", "tools", "fuzz"))
+    run_tests(session, *rose, *others, options=("-p", "spatial_grouping_attention"))
 
 
 @nox.session(name="tests-newest")
@@ -201,8 +203,9 @@ def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
     install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
-    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once.
-    marked = ("--dist", "loadfile", "-m", "training and not slow")
+    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once. And one
+    # worker more than there are processors: they often wait for programs that begin or are killed.
+    marked = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "-m", "training and not slow")
     run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)
 
 

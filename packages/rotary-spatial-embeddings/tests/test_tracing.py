@@ -1,6 +1,6 @@
 """What torch says of itself while its compiler traces, which differs by version."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,13 @@ from torch import Tensor
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what it has deprecated
 
 QUESTIONS = (tracing.is_exporting, tracing.is_forward_mode, tracing.is_transformed)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before_or_after() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 class Answers(torch.nn.Module):
