@@ -132,6 +132,13 @@ def test_assignments_are_pytrees(assignment: Assignment) -> None:
     assert not detached.upsample(random(2, assignment.num_groups, 1)).requires_grad
 
 
+def test_everything_is_where_the_memberships_are(assignment: Assignment) -> None:
+    elsewhere = pytree.tree_map(lambda leaf: None if leaf is None else leaf.to("meta"), assignment)
+    usage = elsewhere.usage()
+    for here in (elsewhere, usage.mass, usage.unused, elsewhere.matrix(), elsewhere.labels(), elsewhere.boundaries()):
+        assert here.device.type == "meta"
+
+
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_pytrees_keep_what_is_real_and_the_backend(variant: str) -> None:
     layer, shape = make_layer(variant, backend="tiled" if variant == "sparse" else "auto"), SHAPES[2]
