@@ -1,6 +1,6 @@
 """Everything that is checked, each in an environment of its own: ``nox`` runs what a change must pass.
 
-Tests run on wheels built in the session, not on the source tree, so a file missing from a wheel is found here.
+Tests run on wheels, built once in a run, not on the source tree, so a file missing from a wheel is found here.
 """
 
 from __future__ import annotations

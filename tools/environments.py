@@ -69,11 +69,12 @@ def run_example(session: nox.Session, script: str) -> None:
 
 def build(session: nox.Session, *packages: Path) -> list[str]:
     """Build wheels of packages and return their paths; what another session of this run has built is taken."""
+    scratch = Path(session.create_tmp()).resolve()  # where the session's temporary files go too
     missing = [package for package in packages if package not in _WHEELS]
     if missing:
         session.install("-c", str(CONSTRAINTS), "hatchling")
     for package in missing:
-        target = Path(session.create_tmp()).resolve() / package.name
+        target = scratch / package.name
         with session.chdir(package):
             session.run("hatchling", "build", "-t", "wheel", "-d", str(target), silent=True)
         _WHEELS[package] = str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime))

@@ -24,6 +24,10 @@ VARIANTS = {
 SHAPES = {1: (13,), 2: (6, 9), 3: (4, 5, 3)}
 
 
+# Of torch 2.11, about what its own loader of saved programs does.
+loads_programs = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+
+
 def mostly_slow(first: object, *others: object) -> list[object]:
     """Parameters of a test that exports or compiles: the first is in every run, the others in that of slow tests."""
     rows = [other if isinstance(other, tuple) else (other,) for other in others]

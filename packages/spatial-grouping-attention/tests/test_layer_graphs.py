@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from grouping_cases import assert_near
-from layer_cases import PADDED_OR_NOT, VARIANTS, make_layer, mostly_slow, tokens
+from layer_cases import PADDED_OR_NOT, VARIANTS, loads_programs, make_layer, mostly_slow, tokens
 from spatial_grouping_attention import WindowedSelfAttention, compose
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
@@ -85,6 +85,7 @@ def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
     assert counter.frame_count == 3
 
 
+@loads_programs
 @pytest.mark.parametrize("variant", mostly_slow("sparse", "dense", "deformable"))
 def test_exported_layers_can_be_saved(variant: str) -> None:
     layer = make_layer(variant, iters=1, compactness=2.0)

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from grouping_cases import assert_near
-from layer_cases import mostly_slow
+from layer_cases import loads_programs, mostly_slow
 from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, grouping_vit_nano
 from torch import Tensor
 
@@ -37,6 +37,7 @@ def assert_same(got: SegmentationOutput, want: SegmentationOutput) -> None:
         assert_near(got.mask_logits.exp(), want.mask_logits.exp(), 1e-4)
 
 
+@loads_programs
 @pytest.mark.parametrize("head", mostly_slow(*HEADS))
 def test_exported_networks_can_be_saved(head: str) -> None:
     model, file = nano(head), io.BytesIO()

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..tracing import is_exporting
+
 
 class SelfCheck:
     """Whether kernels passed their check on a device; asked as often as you like, checked once.
@@ -52,7 +54,7 @@ class SelfCheck:
         answer = self._answers.get(key)
         if answer is not None:
             return answer
-        if torch.compiler.is_exporting() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if is_exporting() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return False
         with self._lock:
             if key not in self._answers:
