@@ -381,26 +381,9 @@ def sdists(session: nox.Session) -> None:
 def supply(session: nox.Session) -> None:
     """What the packages bring with them: bills of materials in dist/sbom/, licences (``-- --write``: the page)."""
     install(session, groups=("supply",))
-    scratch, bills = Path(session.create_tmp()).resolve(), ROOT / "dist" / "sbom"
-    environment, described = scratch / "environment", scratch / "pyproject.toml"
-    bills.mkdir(parents=True, exist_ok=True)
-    session.run("virtualenv", "--quiet", "--clear", "--no-pip", str(environment))
-    bring = ("pip", "--python", str(environment), "install", "--quiet", "-c", str(CONSTRAINTS))
-    for package in (ROSE, GROUPING):
-        (wheel,) = map(Path, build(session, package))
-        version = wheel.name.split("-")[1]  # which the build reads from the source
-        # By name, not by path: a bill would repeat the path.
-        session.run(*bring, "--find-links", str(wheel.parent), f"{package.name}=={version}")
-        text = (package / "pyproject.toml").read_text(encoding="utf-8")
-        described.write_text(text.replace('dynamic = ["version"]', f'version = "{version}"'), encoding="utf-8")
-        list_materials(session, environment, bills / f"{package.name}.cdx.json", "--pyproject", str(described))
-    session.run(*bring, f"{GROUPING.name}[cpu,hub,matching,plot]=={version}")
-    # These would bring a torch of their own; what else they require is there. NATTEN is named in the page's text.
-    session.run(*bring, "--no-deps", "timm", "torchvision")
-    list_materials(session, environment, scratch / "extras.cdx.json")
-    listed = [*(bills / f"{package.name}.cdx.json" for package in (ROSE, GROUPING)), scratch / "extras.cdx.json"]
+    bills = list_materials(session, ROOT / "dist" / "sbom")
     page = ROOT / "docs" / "licences.md"
-    session.run("python", str(ROOT / "tools" / "licences.py"), str(page), *map(str, listed), *session.posargs)
+    session.run("python", str(ROOT / "tools" / "licences.py"), str(page), *map(str, bills), *session.posargs)
 
 
 @nox.session
