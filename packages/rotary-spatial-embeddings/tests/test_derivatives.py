@@ -52,11 +52,8 @@ CALLS: dict[str, tuple[Callable[..., nn.Module], Callable[..., Any]]] = {
 every = pytest.mark.parametrize(
     ("call", "interleaved"), [(c, i) for c in CALLS for i in (True, False)], ids=lambda v: str(v)
 )
-# Torch's own forward-mode rules are still compiled with its deprecated scripting, and its vmap has slow roads.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
-]
+# Torch's vmap has slow roads.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 
 def made(call: str, interleaved: bool) -> tuple[Callable[[Tensor, Tensor], Tensor], nn.Module, Tensor, Tensor]:

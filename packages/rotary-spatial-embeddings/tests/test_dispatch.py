@@ -154,7 +154,6 @@ def embedding_and_input() -> tuple[RotarySpatialEmbedding, Tensor, Tensor]:
     return RotarySpatialEmbedding(8, 2, 2), torch.randn(2, 3, 8), torch.randn(3, 2)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_function_transforms_and_forward_mode_get_the_plain_form(
     counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,8 +18,6 @@ def test_arbitrary_coordinates_shared_and_per_sample(case: Case) -> None:
     torch.testing.assert_close(together, one_by_one, rtol=1e-9, atol=1e-9)
 
 
-# Torch's own forward-mode rules are still compiled with its deprecated scripting.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("partition", ["channels", "heads"])
 @pytest.mark.parametrize("layout", ["bnd", "bhnd"])

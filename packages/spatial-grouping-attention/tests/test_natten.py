@@ -158,7 +158,6 @@ def test_values_that_are_alike_leave_gradients_exact(operator: str, dtype: torch
         assert (got.double() - want).norm() < 1e-2 * want.norm()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # in forward mode torch calls what is deprecated
 def test_function_transforms_and_forward_mode_are_refused_by_name() -> None:
     asked = problem(CASES[0])
 

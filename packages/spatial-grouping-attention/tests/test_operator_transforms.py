@@ -11,9 +11,6 @@ from spatial_grouping_attention import DenseSpatialGroupingAttention, Neighbourh
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-# In forward mode torch calls what torch has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
 WINDOW, EVERYTHING = Neighbourhood((8,), (4,), 2, 3, 1, 3), Neighbourhood((8,), (4,), 2, 3, 1, 7)
 REGISTERED = ["fused", "tiled", TRITON]
 
