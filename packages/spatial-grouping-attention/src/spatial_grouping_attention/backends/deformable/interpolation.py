@@ -98,10 +98,18 @@ def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
     return value + (other - other.detach())
 
 
+def held(x: Tensor, low: Index, high: Index) -> Tensor:
+    """``x`` between two bounds, with its whole gradient on them too; NaN stays.
+
+    Of ``clamp`` that is so up to torch 2.13: points that start on the border of the grid would not move from there.
+    """
+    return torch.where(x < low, low, torch.where(x > high, high, x))
+
+
 def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor]]:
     lower, fraction = [], []
     for axis, (first, last) in enumerate(points.box):
-        position = positions[..., axis].clamp(first, last)  # type: ignore[arg-type]
+        position = held(positions[..., axis], first, last)
         # The last point has no upper neighbour: it is reached as fraction 1 of the last but one.
         floor = position.detach().floor().clamp(max=last - 1).clamp(min=first)
         lower.append(floor.nan_to_num(0.0).long())

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from ..autograd import without_autocast
 from ..semantics import LOWEST
 from ..transforms import forward_mode, under_transform
-from .interpolation import Lattice, corners, interpolate, touches, with_gradient_of
+from .interpolation import Lattice, corners, held, interpolate, touches, with_gradient_of
 
 # Elements of the vectors seen at the points of one part: on a CPU few enough for its cache, on a GPU enough to fill it,
 # because every part costs it some hundred launches.
@@ -105,7 +105,7 @@ def squared_distances(
         # The box has samples in front: (), or (B, 1, 1) beside (N_in,).
         low, high = ((end * stride - token) / stride for end in (first, last))
         apart = (start * stride - token[:, None]) / stride + offset
-        squares = squares + torch.clamp(apart, low.unsqueeze(-1), high.unsqueeze(-1)).square()
+        squares = squares + held(apart, low.unsqueeze(-1), high.unsqueeze(-1)).square()
     return squares
 
 
