@@ -10,6 +10,7 @@ from spatial_grouping_attention import Assignment, AttentionAssignment, Composed
 from spatial_grouping_attention.assignment.base import label_boundaries
 from spatial_grouping_attention.backends import labelling
 from spatial_grouping_attention.backends.deformable import labelling as labelling_of_points
+from spatial_grouping_attention.backends.semantics import most_likely
 from spatial_grouping_attention.backends.tiled import chunks
 from torch.utils import _pytree as pytree
 
@@ -181,6 +182,37 @@ def test_values_keep_their_dtype_and_get_gradients(assignment: Assignment) -> No
     weights = random(2, assignment.num_inputs, 2)
     (grad,) = torch.autograd.grad((assignment.upsample(up) * weights).sum(), up)
     assert_near(grad, matrix.mT @ weights, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_wider_values_are_carried_in_their_own_dtype(variant: str, dtype: torch.dtype) -> None:
+    """By the numbers that the memberships are made of, whatever holds them."""
+    narrow = pytree.tree_map(lambda x: x.to(dtype) if x is not None and x.is_floating_point() else x, one(variant))
+    wide = pytree.tree_map(lambda x: x.double() if x is not None and x.is_floating_point() else x, narrow)
+    up, down = random(2, wide.num_groups, 2), random(2, wide.num_inputs, 2)
+    for got, want in (
+        (narrow.upsample(up), wide.upsample(up)),
+        (narrow.pool(down), wide.pool(down)),
+        (narrow.sum(down), wide.sum(down)),
+    ):
+        assert got.dtype == torch.float64
+        assert_near(got, want, 1e-12)
+
+
+def test_flags_are_flags(assignment: Assignment) -> None:
+    up, down = random(2, assignment.num_groups, 1), random(2, assignment.num_inputs, 1)
+    for name in ("hard", "nested", "per_head"):
+        for call, values in ((assignment.upsample, up), (assignment.sum, down), (assignment.pool, down)):
+            with pytest.raises(TypeError, match=f"^{name} must be True or False; got 1$"):
+                call(values, **{"hard": True, name: 1})
+
+
+def test_of_no_groups_none_is_the_most_likely() -> None:
+    for device in ("cpu", "meta"):
+        found = most_likely(torch.zeros(2, 3, 0, device=device))
+        assert (found.shape, found.dtype, found.device.type) == ((2, 3), torch.long, device)
+    assert most_likely(torch.zeros(2, 3, 0)).eq(-1).all()
 
 
 def test_bad_values_are_refused(assignment: Assignment) -> None:

@@ -277,6 +277,7 @@ def test_windowed_self_attention_of_a_batch_of_different_sizes() -> None:
         Neighbourhood((4,), (10,), 1, 1, 3, 1),
         Neighbourhood((9, 6), (2, 3), (4, 2), (5, 2), (1, 0), 1),
         Neighbourhood((3, 4, 5), (2, 4, 2), (2, 1, 3), 3, 1, 3),
+        Neighbourhood((1, 6), (1, 3), (1, 2), (1, 3), (0, 1), 3),
     ],
     ids=str,
 )
@@ -287,3 +288,4 @@ def test_groups_are_valid_where_their_own_cell_owns_a_valid_token(neighbourhood:
     for sample, token in valid.nonzero().tolist():
         want[(sample, *neighbourhood.cells()[token].tolist())] = True
     assert torch.equal(group_validity(valid, neighbourhood), want.flatten(1))
+    assert group_validity(valid.to("meta"), neighbourhood).is_meta

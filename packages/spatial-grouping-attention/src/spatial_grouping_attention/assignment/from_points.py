@@ -71,7 +71,7 @@ class DeformableAssignment(AssignmentOfHeads):
     def assign_heads(self, values: Tensor) -> Tensor:
         """What lies at a token's points, by their weights: (B, H, N_out, C) -> (B, H, N_in, C)."""
         values = _blanked(values, self.valid_groups)
-        return deformable.assign(self.log_shares, self.points, values, self._groups())
+        return deformable.assign(*self._places(values), values, self._groups())
 
     def group_heads(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Average what tokens (B, H, N_in, C) spread to the groups around their points.
@@ -80,16 +80,21 @@ class DeformableAssignment(AssignmentOfHeads):
             (B, H, N_out, C), 0 for groups without members; the logarithm of the groups' masses (B, H, N_out).
         """
         values = _blanked(values, self.valid)
-        return deformable.pool(self.log_shares, self.points, values, self._groups())
+        return deformable.pool(*self._places(values), values, self._groups())
 
     def sum_heads(self, values: Tensor) -> Tensor:
         """Sum what tokens (B, H, N_in, C) spread to the groups around their points: (B, H, N_out, C)."""
         values = _blanked(values, self.valid)
-        return deformable.spread(self.log_shares, self.points, values, self._groups())
+        return deformable.spread(*self._places(values), values, self._groups())
 
     def _labels(self, nested: bool, per_head: bool) -> Tensor:
         """Most likely group of every fine token."""
         return deformable.labels(self.log_shares, self.points, self._groups(), per_head=per_head)
+
+    def _places(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares and points, in the dtype of values where that is the wider one."""
+        log_shares, points = (x.to(torch.promote_types(x.dtype, values.dtype)) for x in (self.log_shares, self.points))
+        return log_shares, points
 
     def _groups(self) -> deformable.Lattice:
         return deformable.lattice(self.output_shape, self.valid_groups)
