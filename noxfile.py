@@ -203,9 +203,8 @@ def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
     install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
-    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once. And one
-    # worker more than there are processors: they often wait for programs that begin or are killed.
-    marked = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "-m", "training and not slow")
+    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once.
+    marked = ("--dist", "loadfile", "-m", "training and not slow")
     run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)
 
 
