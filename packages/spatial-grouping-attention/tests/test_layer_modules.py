@@ -156,7 +156,9 @@ def test_a_first_call_in_inference_mode(variant: str) -> None:
     got.sum().backward()
 
 
-@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # torch calls what it has deprecated
+@pytest.mark.filterwarnings(
+    "error", "ignore::DeprecationWarning", "ignore:.torch.jit"
+)  # torch calls what it has deprecated
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_layers_can_be_transformed(variant: str, padded: bool) -> None:

@@ -103,7 +103,8 @@ def held(x: Tensor, low: Index, high: Index) -> Tensor:
 
     Of ``clamp`` that is so up to torch 2.13: points that start on the border of the grid would not move from there.
     """
-    return torch.where(x < low, low, torch.where(x > high, high, x))
+    nearest = x.detach().clamp(low, high)  # type: ignore[arg-type]
+    return torch.where(x == nearest, x, nearest)
 
 
 def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor]]:
@@ -111,7 +112,8 @@ def _around(positions: Tensor, points: Lattice) -> Iterator[tuple[Tensor, Tensor
     for axis, (first, last) in enumerate(points.box):
         position = held(positions[..., axis], first, last)
         # The last point has no upper neighbour: it is reached as fraction 1 of the last but one.
-        floor = position.detach().floor().clamp(max=last - 1).clamp(min=first)
+        last_but_one = max(last - 1, first) if isinstance(last, int) else (last - 1).clamp(min=first)
+        floor = position.detach().floor().clamp(first, last_but_one)  # type: ignore[arg-type]
         lower.append(floor.nan_to_num(0.0).long())
         fraction.append(position - floor)
     for corner in itertools.product((0, 1), repeat=len(points.shape)):
