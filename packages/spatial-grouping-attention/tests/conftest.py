@@ -4,7 +4,9 @@ import os
 
 import pytest
 import torch
+from assignment_cases import ASSIGNMENTS
 from hypothesis import HealthCheck, settings
+from spatial_grouping_attention import Assignment
 
 torch.set_num_threads(1)
 
@@ -16,6 +18,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("laws")
+
+
+@pytest.fixture(params=ASSIGNMENTS)
+def assignment(request: pytest.FixtureRequest) -> Assignment:
+    make, *arguments = ASSIGNMENTS[request.param]
+    return make(*arguments)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
