@@ -34,6 +34,9 @@ from environments import (
     run_tests,
 )
 
+# Packages are installed uncompiled: who imports a module first keeps its bytecode. Else every process compiles torch.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = [
