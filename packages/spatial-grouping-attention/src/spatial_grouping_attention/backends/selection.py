@@ -8,12 +8,13 @@ from functools import partial
 
 import torch
 from RoSE.kernels.selfcheck import SelfCheck
+from RoSE.tracing import is_forward_mode
 from RoSE.validation import require_choice
 
 from ..geometry import remembered
 from .engines import Backend, engine
 from .operands import Problem
-from .transforms import forward_mode, under_transform
+from .transforms import under_transform
 
 _NAMES = [backend.value for backend in Backend]
 
@@ -48,7 +49,7 @@ def refusals(backend: Backend, problem: Problem) -> list[str]:
     if backend is not Backend.REFERENCE:
         if torch.onnx.is_in_onnx_export() and backend is not Backend.TILED:
             reasons.append("ONNX has standard operators only, and reference and tiled alone are made of those")
-        if forward_mode():
+        if is_forward_mode():
             reasons.append(
                 "forward-mode derivatives go through standard operators, and reference alone is made of those"
             )
@@ -78,7 +79,7 @@ def select(problem: Problem, requested: str = "auto", passes: Collection[str] = 
     """
     if requested != Backend.AUTO:
         return _requested(problem, require_choice("backend", requested, _NAMES))
-    standard = torch.onnx.is_in_onnx_export() or forward_mode()
+    standard = torch.onnx.is_in_onnx_export() or is_forward_mode()
     trusted = None
     if refusals(Backend.FUSED, problem):
         for kernels, devices, checks in (

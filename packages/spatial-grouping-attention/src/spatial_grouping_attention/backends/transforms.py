@@ -24,14 +24,8 @@ def under_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken."""
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-# Found while torch's compiler traces, and constants to it.
+# Found while torch's compiler traces, and a constant to it.
 under_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
-forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def mapped(

@@ -23,12 +23,12 @@ import math
 from collections.abc import Callable
 
 import torch
+from RoSE.tracing import is_transformed
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..autograd import without_autocast
 from ..semantics import LOWEST
-from ..transforms import forward_mode, under_transform
 from .interpolation import Lattice, corners, held, interpolate, touches, with_gradient_of
 
 # Elements of the vectors seen at the points of one part: on a CPU few enough for its cache, on a GPU enough to fill it,
@@ -141,7 +141,7 @@ def pool(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tupl
     """
     highest = _highest(log_shares.detach(), places.detach(), groups)
     # A transform does not tell whether it will ask for the gradient.
-    differentiated = places.requires_grad or under_transform() or forward_mode()
+    differentiated = places.requires_grad or is_transformed()
     largest = _relative_mass(log_shares.detach(), places.detach(), groups, highest) if differentiated else None
     wide = v.to(log_shares.dtype)
     ones = torch.ones_like(wide[..., :1])
@@ -229,7 +229,7 @@ def _parts(per_point: Tensor, channels: int) -> tuple[Tensor, ...]:
 
 def _recomputed(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     """Call a function, keeping only its operands for the backward pass."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or under_transform() or forward_mode():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
         return function(*operands)
     result: Tensor = checkpoint(function, *operands, use_reentrant=False, preserve_rng_state=False)
     return result
