@@ -1,6 +1,9 @@
 """Deformable grouping: the sparse result at whole steps, linear interpolation in between, any number of axes."""
 
 import itertools
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +11,24 @@ from grouping_cases import assert_near
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_cases import SHAPES, make_layer, tokens
+from RoSE.tracing import is_transformed
 from spatial_grouping_attention.backends import deformable
+from spatial_grouping_attention.backends.deformable import points, selection
 from spatial_grouping_attention.backends.deformable.interpolation import interpolate
 
 RNG = torch.Generator().manual_seed(11)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["reference", pytest.param("native", marks=pytest.mark.native)])
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of these hold for both engines, and are computed by the one that is named."""
+
+    def named(_: str, *operands: Any) -> ModuleType:
+        return selection.engine("reference" if is_transformed() else request.param, *operands)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(points, "engine", named)
+        yield
 
 
 def random(*shape: int) -> torch.Tensor:

@@ -93,6 +93,8 @@ def test_engines_are_reached_through_one_registry(path: Path) -> None:
         assert named == set(ENGINES) - {"deformable"}
     elif (part, *rest) == ("backends", "selection"):
         assert named == {"triton", "native"}, "their self-checks, before they are trusted"
+    elif (part, *rest) == ("backends", "deformable", "native"):
+        assert named == {"native"}, "their kernels for points"
     elif part in ("layers", "assignment"):
         # Deformable memberships have operators of their own, which are not a choice of backend.
         assert named <= {"deformable"}
@@ -109,7 +111,7 @@ def test_rotary_embeddings_stay_out_of_the_operators() -> None:
     """The operators receive rotated tensors: below the layers, RoSE gives grids, checks and memory alone."""
     allowed = {
         "geometry": {"RoSE", "RoSE.constants", "RoSE.grid", "RoSE.memo", "RoSE.positions", "RoSE.validation"},
-        "backends": {"RoSE.validation", "RoSE.kernels.sealed", "RoSE.kernels.selfcheck"},
+        "backends": {"RoSE.validation", "RoSE.tracing", "RoSE.kernels.sealed", "RoSE.kernels.selfcheck"},
         "functional": {"RoSE.validation"},
         "assignment": {"RoSE.validation"},
     }

@@ -22,6 +22,7 @@ class DeformableAssignment(AssignmentOfHeads):
         neighbourhood: the grids of tokens and groups.
         valid: (B, N_in) boolean, false for tokens that belong to no group; None for all.
         valid_groups: (B, N_out) boolean, false for groups that nobody sees; None for all.
+        backend: ``"auto"``, ``"reference"`` or ``"native"``.
     """
 
     def __init__(
@@ -31,12 +32,15 @@ class DeformableAssignment(AssignmentOfHeads):
         neighbourhood: Neighbourhood,
         valid: Tensor | None = None,
         valid_groups: Tensor | None = None,
+        *,
+        backend: str = "auto",
     ) -> None:
         self.log_shares = log_shares
         self.points = points
         self.neighbourhood = neighbourhood
         self.valid = valid
         self.valid_groups = valid_groups
+        self.backend = backend
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -71,7 +75,7 @@ class DeformableAssignment(AssignmentOfHeads):
     def assign_heads(self, values: Tensor) -> Tensor:
         """What lies at a token's points, by their weights: (B, H, N_out, C) -> (B, H, N_in, C)."""
         values = _blanked(values, self.valid_groups)
-        return deformable.assign(*self._places(values), values, self._groups())
+        return deformable.assign(*self._places(values), values, self._groups(), self.backend)
 
     def group_heads(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Average what tokens (B, H, N_in, C) spread to the groups around their points.
@@ -80,12 +84,12 @@ class DeformableAssignment(AssignmentOfHeads):
             (B, H, N_out, C), 0 for groups without members; the logarithm of the groups' masses (B, H, N_out).
         """
         values = _blanked(values, self.valid)
-        return deformable.pool(*self._places(values), values, self._groups())
+        return deformable.pool(*self._places(values), values, self._groups(), self.backend)
 
     def sum_heads(self, values: Tensor) -> Tensor:
         """Sum what tokens (B, H, N_in, C) spread to the groups around their points: (B, H, N_out, C)."""
         values = _blanked(values, self.valid)
-        return deformable.spread(*self._places(values), values, self._groups())
+        return deformable.spread(*self._places(values), values, self._groups(), self.backend)
 
     def _labels(self, nested: bool, per_head: bool) -> Tensor:
         """Most likely group of every fine token."""
@@ -105,14 +109,15 @@ def _blanked(values: Tensor, valid: Tensor | None) -> Tensor:
     return values if valid is None else values.masked_fill(~valid[:, None, :, None], 0.0)
 
 
-def _flatten(assignment: DeformableAssignment) -> tuple[list[Any], Neighbourhood]:
+def _flatten(assignment: DeformableAssignment) -> tuple[list[Any], tuple[Neighbourhood, str]]:
     tensors = [assignment.log_shares, assignment.points, assignment.valid, assignment.valid_groups]
-    return tensors, assignment.neighbourhood
+    return tensors, (assignment.neighbourhood, assignment.backend)
 
 
-def _unflatten(tensors: Any, neighbourhood: Neighbourhood) -> DeformableAssignment:
+def _unflatten(tensors: Any, static: tuple[Neighbourhood, str]) -> DeformableAssignment:
     log_shares, points, valid, valid_groups = tensors
-    return DeformableAssignment(log_shares, points, neighbourhood, valid, valid_groups)
+    neighbourhood, backend = static
+    return DeformableAssignment(log_shares, points, neighbourhood, valid, valid_groups, backend=backend)
 
 
 pytree.register_pytree_node(
@@ -120,6 +125,6 @@ pytree.register_pytree_node(
     _flatten,
     _unflatten,
     serialized_type_name="spatial_grouping_attention.DeformableAssignment",
-    to_dumpable_context=Neighbourhood.integers,
-    from_dumpable_context=Neighbourhood.from_integers,
+    to_dumpable_context=lambda static: [static[0].integers(), static[1]],
+    from_dumpable_context=lambda dumped: (Neighbourhood.from_integers(dumped[0]), dumped[1]),
 )

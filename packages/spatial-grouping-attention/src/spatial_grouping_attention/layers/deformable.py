@@ -14,7 +14,7 @@ from RoSE.validation import require_choice, require_int
 from torch import Tensor, nn
 
 from ..assignment import DeformableAssignment
-from ..backends import Backend, deformable
+from ..backends import deformable
 from ..geometry import remembered
 from .compactness import compactness_of
 from .grouping import Ints, Members, Relation, SpatialGroupingAttention
@@ -49,7 +49,8 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         num_points: points per token and head; None for 3 to the power of ``spatial_dims``. They start on the
             nearest places of the smallest odd window that holds them.
         relative_bias: whether to learn a bias per head and point.
-        backend: must be ``"auto"`` or ``"reference"``: there is one implementation.
+        backend: ``"auto"``, ``"reference"`` (plain torch) or ``"native"`` (kernels for a CPU, which need numba; what
+            "auto" takes where they can serve).
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.
@@ -111,7 +112,7 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
             dtype=dtype,
             **rotary,
         )
-        require_choice("backend of a deformable layer", backend, [Backend.AUTO.value, Backend.REFERENCE.value])
+        require_choice("backend of a deformable layer", backend, deformable.BACKENDS)
         self.num_points = require_int("num_points", 3**spatial_dims if num_points is None else num_points, minimum=1)
         self.places = tuple(starting_places(self.num_points, spatial_dims))
         self.offsets = Offsets(feature_dims, num_heads * self.num_points * spatial_dims, device=device, dtype=dtype)
@@ -151,10 +152,18 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
 
         def of(q: Tensor, k: Tensor) -> DeformableAssignment:
             shares = deformable.point_log_shares(
-                q, k, points, visible, groups, scale=scale, bias=self._bias(q), lowering=lowering
+                q,
+                k,
+                points,
+                visible,
+                groups,
+                scale=scale,
+                bias=self._bias(q),
+                lowering=lowering,
+                backend=self.backend,
             )
             shares = shares.masked_fill(lost, torch.nan)
-            return DeformableAssignment(shares, points, neighbourhood, valid, valid_groups)
+            return DeformableAssignment(shares, points, neighbourhood, valid, valid_groups, backend=self.backend)
 
         return of
 

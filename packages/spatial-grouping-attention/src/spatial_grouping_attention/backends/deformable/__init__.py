@@ -1,7 +1,18 @@
 """Grouping over points at fractional places of the grid of groups; what layers and assignments need of it."""
 
-from .interpolation import Lattice, lattice
+from ...geometry.lattice import Lattice, lattice
 from .labelling import labels
 from .points import assign, point_log_shares, pool, spread, squared_distances
+from .selection import BACKENDS
 
-__all__ = ["Lattice", "assign", "labels", "lattice", "point_log_shares", "pool", "spread", "squared_distances"]
+__all__ = [
+    "BACKENDS",
+    "Lattice",
+    "assign",
+    "labels",
+    "lattice",
+    "point_log_shares",
+    "pool",
+    "spread",
+    "squared_distances",
+]

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from ...geometry.lattice import Index, Lattice
+
 # A position that touches valid points with less than this weight sees nothing.
 LEAST_WEIGHT = 1e-6
-
-Index = Tensor | int
-
-
-class Lattice(NamedTuple):
-    """A grid of points, some of which may be missing; made by :func:`lattice`."""
-
-    shape: tuple[int, ...]
-    """Sizes of the grid, product M."""
-    valid: Tensor | None
-    """(B, M) boolean, false where there is nothing to be seen; None for the whole grid."""
-    box: tuple[tuple[Index, Index], ...]
-    """First and last index per axis of the smallest box that holds all valid points: ints, or (B, 1, 1)."""
-
-
-def lattice(shape: tuple[int, ...], valid: Tensor | None = None) -> Lattice:
-    """A grid of points, of which (B, M) booleans may say which there are."""
-    if valid is None:
-        return Lattice(shape, None, tuple((0, size - 1) for size in shape))
-    held = torch.unflatten(valid, 1, shape)
-    box = []
-    for axis, size in enumerate(shape):
-        others = [dim for dim in range(1, held.ndim) if dim != axis + 1]
-        along = held.any(others) if others else held
-        first, last = along.long().argmax(1), size - 1 - along.flip(1).long().argmax(1)
-        box.append((first[:, None, None], last[:, None, None]))
-    return Lattice(shape, valid, tuple(box))
 
 
 def interpolate(values: Tensor, positions: Tensor, points: Lattice) -> Tensor:
@@ -59,10 +34,11 @@ def interpolate(values: Tensor, positions: Tensor, points: Lattice) -> Tensor:
     return cast(Tensor, total)
 
 
-def touches(positions: Tensor, points: Lattice) -> Tensor:
-    """Whether there is anything to be seen at positions (B, H, K, ndim): (B, H, K) boolean."""
+def touches(places: Tensor, points: Lattice) -> Tensor:
+    """Whether there is anything to be seen at places (B, H, N, P, ndim): (B, H, N, P) boolean."""
     # Unless it is known that there is nothing: a position may be NaN.
-    return torch.stack([~(weight <= 0) for _, weight in corners(positions.detach(), points)]).any(0)
+    around = corners(places.detach().flatten(2, 3), points)
+    return torch.stack([~(weight <= 0) for _, weight in around]).any(0).view(places.shape[:-1])
 
 
 def corners(positions: Tensor, points: Lattice) -> Iterable[tuple[Tensor, Tensor]]:

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ...geometry.lattice import Lattice, lattice
 from ..autograd import as_given, without_autocast
 from ..labelling import one_by_one
 from ..semantics import most_likely
-from .interpolation import Lattice, corners, lattice
+from .interpolation import corners
 
 # Elements of the block of memberships that is held at a time.
 BLOCK_ELEMENTS = 2**24

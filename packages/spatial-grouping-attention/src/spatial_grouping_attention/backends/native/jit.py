@@ -26,7 +26,7 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 def _digest() -> bytes:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.digest()
 

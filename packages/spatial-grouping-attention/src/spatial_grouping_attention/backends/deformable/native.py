@@ -1,0 +1,154 @@
+"""The same as :mod:`.plain`, by compiled kernels for the CPU, with gradients written by hand.
+
+Derivatives of gradients are those of the formulas in :mod:`.plain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...geometry.lattice import Lattice
+from ..autograd import directly
+from . import plain
+
+__all__ = ["averages", "products", "relative_sums", "sums", "touches"]
+
+
+def products(q: Tensor, k: Tensor, places: Tensor, groups: Lattice) -> Tensor:
+    """See :func:`.plain.products`."""
+    result: Tensor = _products(q, k, places, groups)
+    return result
+
+
+def averages(shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Tensor:
+    """See :func:`.plain.averages`."""
+    result: Tensor = _averages(shares, places, u, groups)
+    return result
+
+
+def sums(shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> Tensor:
+    """See :func:`.plain.sums`."""
+    result: Tensor = _sums(shares, places, v, groups)
+    return result
+
+
+def relative_sums(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`.plain.relative_sums`."""
+    total, masses, highest = _relative_sums(log_shares, places, v, groups)
+    return total, masses, highest
+
+
+def touches(places: Tensor, groups: Lattice) -> Tensor:
+    """See :func:`.plain.touches`."""
+    touched: Tensor = _passes().touches(places, groups)
+    return touched
+
+
+def _passes() -> ModuleType:
+    from ..native.points import passes
+
+    return passes
+
+
+def _function(name: str, differentiate: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., Any]:
+    """A pass as a function with a gradient.
+
+    Args:
+        name: of the function in :mod:`.plain`, and of the pass.
+        differentiate: called with what of the three operands is wanted, operands, grid, results and their gradients;
+            returns gradients of the operands.
+    """
+
+    def compute(*operands: Any) -> Any:
+        return getattr(_passes(), name)(*operands)
+
+    def save(ctx: Any, operands: tuple[Any, ...], results: Any) -> None:
+        *tensors, ctx.groups = operands
+        ctx.several = isinstance(results, tuple)
+        if ctx.several:
+            ctx.mark_non_differentiable(results[-1])
+        ctx.save_for_backward(*tensors, *(results if ctx.several else ()))
+
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
+        operands, results = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            return *_by_formulas(getattr(plain, name), operands, ctx.groups, wanted, arriving), None
+        return *differentiate(wanted, *operands, ctx.groups, *results, *arriving), None
+
+    return directly(compute, save, backward)
+
+
+def _by_formulas(
+    function: Callable[..., Any],
+    operands: tuple[Tensor, ...],
+    groups: Lattice,
+    wanted: tuple[bool, ...],
+    arriving: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated."""
+    results = function(*operands, groups)
+    results = results if isinstance(results, tuple) else (results,)
+    pairs = [(result, gradient) for result, gradient in zip(results, arriving, strict=True) if result.requires_grad]
+    ends, gradients = zip(*pairs, strict=True)
+    leaves = [operand for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
+    found = iter(torch.autograd.grad(ends, leaves, gradients, create_graph=True, allow_unused=True))
+    return [next(found) if is_wanted else None for is_wanted in wanted]
+
+
+def _differentiate_products(
+    wanted: tuple[bool, ...], q: Tensor, k: Tensor, places: Tensor, groups: Lattice, gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    passes = _passes()
+    asked = passes.Wanted(factors=False, places=wanted[2], tokens=wanted[1], groups=wanted[0])
+    found = passes.derivatives(gradient, places, k, q, groups, asked)
+    return found.groups, found.tokens, found.places
+
+
+def _differentiate_averages(
+    wanted: tuple[bool, ...], shares: Tensor, places: Tensor, u: Tensor, groups: Lattice, gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    passes = _passes()
+    asked = passes.Wanted(factors=wanted[0], places=wanted[1], tokens=False, groups=wanted[2])
+    found = passes.derivatives(shares, places, gradient, u, groups, asked)
+    return found.factors, found.places, found.groups
+
+
+def _differentiate_sums(
+    wanted: tuple[bool, ...], shares: Tensor, places: Tensor, v: Tensor, groups: Lattice, gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    passes = _passes()
+    asked = passes.Wanted(factors=wanted[0], places=wanted[1], tokens=wanted[2], groups=False)
+    found = passes.derivatives(shares, places, v, gradient, groups, asked)
+    return found.factors, found.places, found.tokens
+
+
+def _differentiate_relative_sums(
+    wanted: tuple[bool, ...],
+    log_shares: Tensor,
+    places: Tensor,
+    v: Tensor,
+    groups: Lattice,
+    total: Tensor,
+    masses: Tensor,
+    highest: Tensor,
+    gradient: Tensor,
+    grad_masses: Tensor,
+    _: Tensor,
+) -> tuple[Tensor | None, ...]:
+    passes = _passes()
+    asked = passes.Wanted(factors=wanted[0], places=wanted[1], tokens=wanted[2], groups=False)
+    relative = passes.Relative(highest, masses, grad_masses)
+    found = passes.derivatives(log_shares, places, v, gradient, groups, asked, relative)
+    return found.factors, found.places, found.tokens
+
+
+_products = _function("products", _differentiate_products)
+_averages = _function("averages", _differentiate_averages)
+_sums = _function("sums", _differentiate_sums)
+_relative_sums = _function("relative_sums", _differentiate_relative_sums)

@@ -1,0 +1,296 @@
+"""The kernels for points: what is particular to compiled code, and when it is taken.
+
+The laws of points hold for both engines, see test_deformable.py. What is marked needs numba and runs in the
+tests-optional session.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from grouping_cases import assert_near
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_cases import make_layer, tokens
+from RoSE.kernels.selfcheck import SelfCheck
+from spatial_grouping_attention import DeformableSpatialGroupingAttention
+from spatial_grouping_attention.backends.deformable import lattice, native, plain, selection
+from spatial_grouping_attention.geometry.lattice import Lattice
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+needs_numba = pytest.mark.native
+
+# What each computes from (groups' rows, tokens' rows, places, numbers of points).
+FUNCTIONS: dict[str, Callable[[ModuleType, Lattice, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]] = {
+    "products": lambda by, grid, rows, tokens, places, numbers: (by.products(rows, tokens, places, grid),),
+    "averages": lambda by, grid, rows, tokens, places, numbers: (by.averages(numbers, places, rows, grid),),
+    "sums": lambda by, grid, rows, tokens, places, numbers: (by.sums(numbers, places, tokens, grid),),
+    "relative sums": lambda by, grid, rows, tokens, places, numbers: by.relative_sums(numbers, places, tokens, grid)[
+        :2
+    ],
+}
+
+
+def case(
+    shape: tuple[int, ...], *, batch: int, heads: int, count: int, points: int, channels: int, holes: bool, seed: int
+) -> tuple[Lattice, list[Tensor]]:
+    """A grid and operands in float64, some of whose places lie on whole steps, and some outside."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, dtype=torch.float64)
+
+    size = torch.Size(shape).numel()
+    valid = torch.rand(batch, size, generator=generator) < 0.7 if holes else None
+    places = (random(batch, heads, count, points, len(shape)) * 0.6 + 0.5) * torch.tensor(shape)
+    places = torch.where(torch.rand(places.shape, generator=generator) < 0.2, places.round(), places)
+    rows, of_tokens = random(batch, heads, size, channels), random(batch, heads, count, channels)
+    return lattice(shape, valid), [rows, of_tokens, places, random(batch, heads, count, points) * 3]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Lattice, list[Tensor]]:
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    sizes = {"batch": (1, 2), "heads": (1, 2, 3), "count": (1, 3, 20), "points": (1, 2, 5), "channels": (1, 3, 8, 17)}
+    drawn = {name: draw(st.sampled_from(choices)) for name, choices in sizes.items()}
+    return case(shape, **drawn, holes=draw(st.booleans()), seed=draw(st.integers(0, 2**16)))
+
+
+def arriving_at(got: tuple[Tensor, ...]) -> list[Tensor]:
+    """Irregular gradients of results, exact in every type."""
+    return [torch.arange(x.numel()).mul(2.4).sin().mul(64).round().div(64).to(x.dtype).view(x.shape) for x in got]
+
+
+def results(
+    name: str, by: ModuleType, grid: Lattice, operands: list[Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """What a function returns, and the gradients of its operands."""
+    leaves = [x.detach().requires_grad_() for x in operands]
+    got = FUNCTIONS[name](by, grid, *leaves)
+    named = dict(zip(("rows", "tokens", "places", "numbers"), leaves, strict=True))
+    found = torch.autograd.grad(got, list(named.values()), arriving_at(got), allow_unused=True)
+    return got, {key: gradient for key, gradient in zip(named, found, strict=True) if gradient is not None}
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=40)
+@given(st.data())
+def test_kernels_compute_what_the_formulas_say(name: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    grid, exact = data.draw(cases())
+    operands = [x.to(dtype) for x in exact]
+    want, gradients = results(name, plain, grid, [x.double() for x in operands])
+    got, mine = results(name, native, grid, operands)
+    # Numbers of the size of the operands are added up, whatever is left in the end.
+    tolerance, size = {torch.float64: 1e-12, torch.float32: 1e-5}[dtype], max(x.abs().max().item() for x in exact[:2])
+    for result, expected in zip(got, want, strict=True):
+        assert result.dtype == dtype
+        assert_near(result, expected, tolerance, name, size=max(size, expected.abs().max().item()))
+    assert mine.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        assert_near(mine[key], gradient, tolerance, f"{name}: {key}", size=max(size, gradient.abs().max().item()))
+
+
+@needs_numba
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_derivatives_of_gradients_are_those_of_the_formulas(name: str) -> None:
+    grid, operands = case((3, 4), batch=1, heads=2, count=4, points=3, channels=3, holes=False, seed=3)
+
+    def slopes(by: ModuleType) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in operands]
+        got = FUNCTIONS[name](by, grid, *leaves)
+        first = torch.autograd.grad([x.sin().sum() for x in got], leaves, create_graph=True, allow_unused=True)
+        norm = sum((x.square().sum() for x in first if x is not None), torch.zeros(()))
+        second = torch.autograd.grad(norm, leaves, allow_unused=True)
+        return [x for x in (*first, *second) if x is not None]
+
+    mine, theirs = slopes(native), slopes(plain)
+    assert len(mine) == len(theirs) > 3
+    for got, want in zip(mine, theirs, strict=True):
+        assert_near(got, want, 1e-9)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_only_gradients_that_are_wanted(name: str) -> None:
+    grid, operands = case((3, 4), batch=2, heads=1, count=4, points=3, channels=3, holes=True, seed=4)
+    _, want = results(name, native, grid, operands)
+    for i, key in enumerate(("rows", "tokens", "places", "numbers")):
+        leaves = [x.detach().requires_grad_(i == j) for j, x in enumerate(operands)]
+        got = FUNCTIONS[name](native, grid, *leaves)
+        if key in want:
+            (found,) = torch.autograd.grad(got, leaves[i], arriving_at(got))
+            assert torch.equal(found, want[key])
+        else:
+            assert not got[0].requires_grad
+
+
+@needs_numba
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_order_of_memory(name: str) -> None:
+    grid, operands = case((4, 3), batch=2, heads=3, count=6, points=2, channels=8, holes=True, seed=5)
+    moved = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in operands]
+    backwards = [x.mT.contiguous().mT for x in operands]
+    want, gradients = results(name, native, grid, operands)
+    for other in (moved, backwards):
+        got, found = results(name, native, grid, other)
+        assert all(map(torch.equal, got, want))
+        assert all(torch.equal(found[key], gradient) for key, gradient in gradients.items())
+
+
+@needs_numba
+def test_any_number_of_threads_gives_the_same_numbers() -> None:
+    """Sums over groups have one order, also where one sample and head is divided among threads."""
+    grid, operands = case((6, 5), batch=1, heads=1, count=900, points=9, channels=16, holes=False, seed=6)
+    operands = [x.float() for x in operands]
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found.append([results(name, native, grid, operands) for name in FUNCTIONS])
+    finally:
+        torch.set_num_threads(before)
+    for (got, mine), (want, theirs) in zip(*found, strict=True):
+        assert all(map(torch.equal, got, want))
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@needs_numba
+def test_threads_may_share_a_layer() -> None:
+    layer, shape = make_layer("deformable").eval(), (6, 9)
+    inputs = [tokens(shape, seed=seed) for seed in range(6)]
+    want = [layer(x, 1.0, shape).x_out for x in inputs]
+    got: dict[int, Tensor] = {}
+
+    def work(index: int) -> None:
+        got[index] = layer(inputs[index], 1.0, shape).x_out
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(got[index], expected) for index, expected in enumerate(want))
+
+
+@needs_numba
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_layers_are_the_same(ndim: int, dtype: torch.dtype) -> None:
+    shape = {1: (13,), 2: (6, 9), 3: (4, 5, 3)}[ndim]
+    found = []
+    for backend in ("reference", "native"):
+        layer = make_layer("deformable", ndim, backend=backend, compactness=1.0, relative_bias=True).to(dtype)
+        x = tokens(shape).to(dtype).requires_grad_()
+        valid = torch.ones(2, x.shape[1], dtype=torch.bool)
+        valid[1, 5:] = False
+        out = layer(x, 1.0, shape, valid=valid)
+        (out.x_out.float() * torch.linspace(-1, 1, out.x_out.shape[-1])).sum().backward()
+        up = out.assignment.upsample(out.x_out)
+        gradients = [x.grad, *(p.grad for p in layer.parameters())]
+        found.append([out.x_out, up, out.assignment.labels(), *(g for g in gradients if g is not None)])
+    tolerance = {torch.float32: 2e-4, torch.float64: 1e-9}.get(dtype, 0.1)
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == want.dtype
+        assert_near(got.double(), want.double(), tolerance)
+
+
+def test_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
+    rows, _, places, _ = operands
+    monkeypatch.setattr(selection, "_INSTALLED", False)
+    with pytest.raises(ValueError, match=r"native needs numba: pip install spatial-grouping-attention\[cpu\]"):
+        selection.engine("native", places, grid, rows)
+    monkeypatch.setattr(selection, "_INSTALLED", True)
+    ask = partial(selection.engine, "native")
+    with pytest.raises(ValueError, match="one of them at a time; got"):
+        ask(places, grid, rows.float())
+    with pytest.raises(ValueError, match="takes float32 or float64"):
+        ask(places.half(), grid, rows.half())
+    with pytest.raises(ValueError, match=r"needs tensors on a cpu; got meta"):
+        ask(places.to("meta"), grid, rows.to("meta"))
+    with pytest.raises(ValueError, match="up to 3 axes; got 4"):
+        ask(places, lattice((1, 1, 1, 2)), rows)
+    with pytest.raises(ValueError, match="are shown standard operators"), FlopCounterMode(display=False):
+        ask(places, grid, rows)
+    with pytest.raises(ValueError, match="go through standard operators"):
+        torch.func.grad(lambda rows: ask(places, grid, rows))(rows)
+    with pytest.raises(ValueError, match="must be one of 'auto', 'reference', 'native'; got 'tiled'"):
+        DeformableSpatialGroupingAttention(8, 2, 3, 2, backend="tiled")
+
+
+def _checks(check: Callable[[str, torch.device], None]) -> dict[str, SelfCheck]:
+    return {name: SelfCheck("the native kernels", partial(check, name), "plain PyTorch") for name in selection.CHECKS}
+
+
+@needs_numba
+def test_auto_takes_it_where_it_can_serve() -> None:
+    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
+    rows, of_tokens, places, _ = (x.float() for x in operands)
+    assert selection.engine("auto", places, grid, rows, of_tokens) is native
+    assert selection.engine("auto", places, grid, rows.double(), of_tokens) is plain
+    assert selection.engine("auto", places[:, :, :0], grid, rows, of_tokens[:, :, :0]) is plain
+    with FlopCounterMode(display=False):
+        assert selection.engine("auto", places, grid, rows, of_tokens) is plain
+
+
+@needs_numba
+@pytest.mark.parametrize("name", selection.CHECKS)
+def test_the_check_passes(name: str) -> None:
+    selection._check(name, torch.device("cpu"))
+
+
+def test_a_failed_check_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, device: torch.device) -> None:
+        raise ImportError("numba needs another numpy")
+
+    monkeypatch.setattr(selection, "_INSTALLED", True)
+    monkeypatch.setattr(selection, "CHECKS", _checks(broken))
+    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
+    rows, _, places, _ = (x.float() for x in operands)
+    with pytest.warns(RuntimeWarning, match="the native kernels failed .* plain PyTorch"):
+        assert selection.engine("auto", places, grid, rows) is plain
+
+
+def test_only_what_a_call_may_come_to_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check compiles: who takes no gradients waits for none of theirs."""
+    asked: list[str] = []
+    monkeypatch.setattr(selection, "_INSTALLED", True)
+    monkeypatch.setattr(selection, "CHECKS", _checks(lambda name, device: asked.append(name)))
+    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
+    rows, _, places, _ = (x.float() for x in operands)
+    selection.engine("auto", places, grid, rows)
+    assert asked == ["forward"]
+    rows.requires_grad_()
+    with torch.no_grad():
+        selection.engine("auto", places, grid, rows)
+    assert asked == ["forward"]
+    selection.engine("auto", places, grid, rows)
+    assert asked == ["forward", "backward"]
+
+
+@needs_numba
+def test_no_vector_is_kept_for_a_point() -> None:
+    """Of a call only its operands are: points by channels of them would be 64 times as much as the places."""
+    saved: list[Tensor] = []
+
+    def note(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    grid, operands = case((4, 4), batch=1, heads=1, count=30, points=9, channels=64, holes=False, seed=7)
+    leaves: list[Any] = [x.requires_grad_() for x in operands]
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        for function in FUNCTIONS.values():
+            function(native, grid, *leaves)
+    most = max(x.numel() for x in itertools.chain(operands))
+    assert saved
+    assert max(x.numel() for x in saved) <= most
