@@ -24,8 +24,6 @@ def compactness(title: str, shape: tuple[int, ...]) -> Case:
     """What the term costs a layer."""
     entries = []
     for kind in (*VARIANTS, "windowed self-attention"):
-        if kind == "deformable" and math.prod(shape) > 1024:
-            continue
         for name, beta in ((kind, None), (f"{kind}, compactness", 2.0)):
             entries.append(entry(name, kind, shape, 8, compactness=beta))
     return Case(

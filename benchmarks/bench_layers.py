@@ -98,6 +98,7 @@ def variants(title: str, shape: tuple[int, ...], heads: int) -> Case:
         entry("sparse, tiled", "sparse", shape, heads, backend="tiled"),
         entry("dense", "dense", shape, heads),
         entry("deformable", "deformable", shape, heads),
+        entry("deformable, plain torch", "deformable", shape, heads, backend="reference"),
         entry("windowed self-attention, window 7", "windowed self-attention", shape, heads, window=7),
         of_index("dense, on the index", "DenseSpatialGroupingAttention", shape, heads),
         of_index("sparse, on the index", "SparseSpatialGroupingAttention", shape, heads),

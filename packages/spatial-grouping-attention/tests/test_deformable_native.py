@@ -105,7 +105,9 @@ def test_derivatives_of_gradients_are_those_of_the_formulas(name: str) -> None:
 
     def slopes(by: ModuleType) -> list[Tensor]:
         leaves = [x.detach().requires_grad_() for x in operands]
-        got = FUNCTIONS[name](by, grid, *leaves)
+        # Shares follow from places in a layer, among others.
+        rows, of_tokens, places, numbers = leaves
+        got = FUNCTIONS[name](by, grid, rows, of_tokens, places, numbers * places.sum(-1).cos())
         first = torch.autograd.grad([x.sin().sum() for x in got], leaves, create_graph=True, allow_unused=True)
         norm = sum((x.square().sum() for x in first if x is not None), torch.zeros(()))
         second = torch.autograd.grad(norm, leaves, allow_unused=True)

@@ -17,7 +17,7 @@ from layer_cases import SHAPES, VARIANTS, full, tokens
 from operator_calls import operands
 from spatial_grouping_attention import Neighbourhood
 from spatial_grouping_attention.backends import deformable
-from spatial_grouping_attention.backends.deformable import points
+from spatial_grouping_attention.backends.deformable import plain
 from spatial_grouping_attention.backends.engines import engine
 from spatial_grouping_attention.backends.fused import frames
 from torch import Tensor
@@ -170,7 +170,7 @@ def step(layer: torch.nn.Module, x: Tensor, options: dict[str, Any]) -> Callable
 @pytest.mark.parametrize("variant", [*VARIANTS, "windowed self-attention"])
 def test_layers(variant: str, backend: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "_on_cpu", lambda x: False)
-    engines = {"auto": "auto", "gpu's": {"dense": "fused", "deformable": "auto"}.get(variant, "tiled")}
+    engines = {"auto": "auto", "gpu's": {"dense": "fused", "deformable": "reference"}.get(variant, "tiled")}
     layer = full(variant, backend=engines[backend])
     x, shape = tokens((6, 9), channels=16), (6, 9)
     options: dict[str, Any] = {"grid_shape" if variant not in VARIANTS else "input_grid_shape": shape}
@@ -187,8 +187,8 @@ MOST_LAUNCHES = {1: 600, 2: 1250, 3: 2700}
 @pytest.mark.parametrize("ndim", MOST_LAUNCHES)
 def test_a_deformable_forward_pass_takes_few_launches(ndim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU every operator is a launch, and small ones cost what launching costs."""
-    monkeypatch.setitem(points.PART_ELEMENTS, "cpu", points.PART_ELEMENTS["cuda"])
+    monkeypatch.setitem(plain.PART_ELEMENTS, "cpu", plain.PART_ELEMENTS["cuda"])
     shape = {1: (4096,), 2: (48, 48), 3: (12, 12, 12)}[ndim]
-    layer = VARIANTS["deformable"](64, ndim, 3, 4)
+    layer = VARIANTS["deformable"](64, ndim, 3, 4, backend="reference")
     x = tokens(shape, channels=64)
     assert second(lambda: layer(x, 1.0, shape)).launches.total() <= MOST_LAUNCHES[ndim]

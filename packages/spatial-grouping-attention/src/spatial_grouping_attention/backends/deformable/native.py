@@ -1,6 +1,6 @@
 """The same as :mod:`.plain`, by compiled kernels for the CPU, with gradients written by hand.
 
-Derivatives of gradients are those of the formulas in :mod:`.plain`.
+Derivatives of gradients, and batches of these, are those of the formulas in :mod:`.plain`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.lattice import Lattice
-from ..autograd import directly
+from ..autograd import directly, is_watched
 from . import plain
 
 __all__ = ["averages", "products", "relative_sums", "sums", "touches"]
@@ -75,13 +75,17 @@ def _function(name: str, differentiate: Callable[..., tuple[Tensor | None, ...]]
         ctx.save_for_backward(*tensors, *(results if ctx.several else ()))
 
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
-        operands, results = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        saved = ctx.saved_tensors  # once: checkpoints count
+        operands, results, wanted = saved[:3], saved[3:], ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or is_watched(*arriving):
             return *_by_formulas(getattr(plain, name), operands, ctx.groups, wanted, arriving), None
         return *differentiate(wanted, *operands, ctx.groups, *results, *arriving), None
 
     return directly(compute, save, backward)
+
+
+def _leaves(operands: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor]:
+    return [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip(operands, wanted, strict=True)]
 
 
 def _by_formulas(
@@ -91,13 +95,17 @@ def _by_formulas(
     wanted: tuple[bool, ...],
     arriving: tuple[Tensor, ...],
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated."""
-    results = function(*operands, groups)
+    """Gradients that can be differentiated, where they are to be, and batched."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Places of their own in the graph: one operand may be made of another, and these gradients are partial.
+        operands = tuple(x.view_as(x) for x in (operands if create_graph else _leaves(operands, wanted)))
+        results = function(*operands, groups)
     results = results if isinstance(results, tuple) else (results,)
     pairs = [(result, gradient) for result, gradient in zip(results, arriving, strict=True) if result.requires_grad]
     ends, gradients = zip(*pairs, strict=True)
     leaves = [operand for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
-    found = iter(torch.autograd.grad(ends, leaves, gradients, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(ends, leaves, gradients, create_graph=create_graph, allow_unused=True))
     return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
