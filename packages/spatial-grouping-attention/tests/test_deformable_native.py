@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from layer_cases import make_layer, tokens
 from RoSE.kernels.selfcheck import SelfCheck
 from spatial_grouping_attention import DeformableSpatialGroupingAttention
-from spatial_grouping_attention.backends.deformable import lattice, native, plain, selection
+from spatial_grouping_attention.backends.deformable import interpolation, lattice, native, plain, selection
 from spatial_grouping_attention.geometry.lattice import Lattice
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +35,10 @@ FUNCTIONS: dict[str, Callable[[ModuleType, Lattice, Tensor, Tensor, Tensor, Tens
         :2
     ],
 }
+
+
+# Which of (rows, tokens, places, numbers) that is.
+USED = {"products": (0, 1, 2), "averages": (0, 2, 3), "sums": (1, 2, 3), "relative sums": (1, 2, 3)}
 
 
 def case(
@@ -117,6 +121,67 @@ def test_derivatives_of_gradients_are_those_of_the_formulas(name: str) -> None:
     assert len(mine) == len(theirs) > 3
     for got, want in zip(mine, theirs, strict=True):
         assert_near(got, want, 1e-9)
+
+
+@needs_numba
+def test_one_tensor_may_be_several_operands() -> None:
+    grid, (rows, _, places, _) = case((3, 4), batch=1, heads=2, count=12, points=3, channels=3, holes=False, seed=3)
+
+    def slopes(by: ModuleType) -> list[Tensor]:
+        x, where = rows.detach().requires_grad_(), places.detach().requires_grad_()
+        shares = by.products(x, x, where, grid).log_softmax(-1)
+        total, masses, _ = by.relative_sums(shares, where, x, grid)
+        first = torch.autograd.grad((total / masses[..., None]).sin().sum(), (x, where), create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, where))]
+
+    for got, want in zip(slopes(native), slopes(plain), strict=True):
+        assert_near(got, want, 1e-9)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_batches_of_gradients(name: str) -> None:
+    """By both of torch's vmaps, over a graph that was made outside of them."""
+    grid, operands = case((3, 4), batch=1, heads=2, count=4, points=3, channels=3, holes=True, seed=8)
+    leaves = [x.detach().requires_grad_() for x in operands]
+    got = FUNCTIONS[name](native, grid, *leaves)[0]
+    arriving = torch.randn(3, *got.shape, dtype=got.dtype, generator=torch.Generator().manual_seed(0))
+
+    def gradients(arriving: Tensor, **options: bool) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(got, leaves, arriving, retain_graph=True, allow_unused=True, **options)
+        return tuple(x for x in found if x is not None)
+
+    want = [torch.stack(each) for each in zip(*map(gradients, arriving), strict=True)]
+    for batched in (gradients(arriving, is_grads_batched=True), torch.vmap(gradients)(arriving)):
+        for mine, theirs in zip(batched, want, strict=True):
+            assert_near(mine, theirs, 1e-12)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operands_are_broadcast_or_refused(name: str) -> None:
+    """A kernel would read beyond their end."""
+    grid, operands = case((3, 4), batch=2, heads=2, count=4, points=3, channels=3, holes=True, seed=9)
+    for i in range(4):
+        for axis in (0, 1):
+            fewer = [x.narrow(axis, 0, 1) if i == j else x for j, x in enumerate(operands)]
+            whole = [x.expand(2, 2, *x.shape[2:]).contiguous() for x in fewer]
+            (got, mine), (want, theirs) = results(name, native, grid, fewer), results(name, native, grid, whole)
+            assert all(map(torch.equal, got, want))
+            for key, gradient in theirs.items():
+                assert_near(mine[key], gradient.sum_to_size(mine[key].shape), 1e-12)
+    for i in USED[name]:
+        changed = [x[:, :, :2] if i == j else x for j, x in enumerate(operands)]
+        with pytest.raises(RuntimeError, match="must match"):
+            FUNCTIONS[name](native, grid, *changed)
+
+
+@needs_numba
+def test_constants_are_those_of_the_formulas() -> None:
+    from spatial_grouping_attention.backends.native.points import corners
+
+    assert corners.LEAST_WEIGHT == interpolation.LEAST_WEIGHT
+    assert corners.LARGEST_EXPONENT == plain.LARGEST_EXPONENT
 
 
 @needs_numba
@@ -225,8 +290,11 @@ def test_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
         ask(places, grid, rows)
     with pytest.raises(ValueError, match="go through standard operators"):
         torch.func.grad(lambda rows: ask(places, grid, rows))(rows)
-    with pytest.raises(ValueError, match="must be one of 'auto', 'reference', 'native'; got 'tiled'"):
+    named = "backend must be one of 'auto', 'reference', 'native'; got 'tiled'"
+    with pytest.raises(ValueError, match=named):
         DeformableSpatialGroupingAttention(8, 2, 3, 2, backend="tiled")
+    with pytest.raises(ValueError, match=named):
+        selection.engine("tiled", places, grid, rows)
 
 
 def _checks(check: Callable[[str, torch.device], None]) -> dict[str, SelfCheck]:

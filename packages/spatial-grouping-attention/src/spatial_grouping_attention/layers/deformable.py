@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from einops import rearrange
 from RoSE.keywords import RotaryKeywords, spell_out_rotary_keywords
-from RoSE.validation import require_choice, require_int
+from RoSE.validation import require_int
 from torch import Tensor, nn
 
 from ..assignment import DeformableAssignment
@@ -49,13 +49,16 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         num_points: points per token and head; None for 3 to the power of ``spatial_dims``. They start on the
             nearest places of the smallest odd window that holds them.
         relative_bias: whether to learn a bias per head and point.
-        backend: ``"auto"``, ``"reference"`` (plain torch) or ``"native"`` (kernels for a CPU, which need numba; what
-            "auto" takes where they can serve).
+        backend: ``"auto"``, ``"reference"`` (plain torch) or ``"native"`` (kernels for a CPU, which need numba). "auto"
+            takes the latter where they can serve; asked for by name they raise where they cannot, as on a GPU and under
+            a compiler.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.
         ValueError: an argument is out of range, or sizes do not divide.
     """
+
+    _backends: ClassVar[tuple[str, ...]] = deformable.BACKENDS
 
     def __init__(
         self,
@@ -112,7 +115,6 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
             dtype=dtype,
             **rotary,
         )
-        require_choice("backend of a deformable layer", backend, deformable.BACKENDS)
         self.num_points = require_int("num_points", 3**spatial_dims if num_points is None else num_points, minimum=1)
         self.places = tuple(starting_places(self.num_points, spatial_dims))
         self.offsets = Offsets(feature_dims, num_heads * self.num_points * spatial_dims, device=device, dtype=dtype)

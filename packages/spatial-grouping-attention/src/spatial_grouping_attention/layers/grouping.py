@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -124,6 +124,8 @@ class SpatialGroupingAttention(nn.Module, ABC):
         ValueError: an argument is out of range, or sizes do not divide.
     """
 
+    _backends: ClassVar[tuple[str, ...]] = tuple(backend.value for backend in Backend)
+
     def __init__(
         self,
         feature_dims: int = 128,
@@ -167,7 +169,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         self.stride = require_ints("stride", stride, spatial_dims, minimum=1)
         self.padding = require_ints("padding", padding, spatial_dims, minimum=0)
         self.iters = require_int("iters", iters, minimum=0)
-        self.backend = require_choice("backend", backend, [b.value for b in Backend])
+        self.backend = require_choice("backend", backend, self._backends)
         self.spacing = require_numbers("spacing", 1.0 if spacing is None else spacing, spatial_dims, positive=True)
         self.relative_bias = require_flag("relative_bias", relative_bias)
         require_flag("qkv_bias", qkv_bias)

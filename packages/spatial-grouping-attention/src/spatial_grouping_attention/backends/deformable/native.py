@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from RoSE.tracing import is_transformed
 from torch import Tensor
 
 from ...geometry.lattice import Lattice
@@ -21,32 +22,64 @@ __all__ = ["averages", "products", "relative_sums", "sums", "touches"]
 
 def products(q: Tensor, k: Tensor, places: Tensor, groups: Lattice) -> Tensor:
     """See :func:`.plain.products`."""
+    places, groups, _, k, q = _together(places, groups, None, k, q)
     result: Tensor = _products(q, k, places, groups)
     return result
 
 
 def averages(shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Tensor:
     """See :func:`.plain.averages`."""
+    places, groups, shares, _, u = _together(places, groups, shares, None, u)
     result: Tensor = _averages(shares, places, u, groups)
     return result
 
 
 def sums(shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> Tensor:
     """See :func:`.plain.sums`."""
+    places, groups, shares, v, _ = _together(places, groups, shares, v)
     result: Tensor = _sums(shares, places, v, groups)
     return result
 
 
 def relative_sums(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`.plain.relative_sums`."""
+    places, groups, log_shares, v, _ = _together(places, groups, log_shares, v)
     total, masses, highest = _relative_sums(log_shares, places, v, groups)
     return total, masses, highest
 
 
 def touches(places: Tensor, groups: Lattice) -> Tensor:
     """See :func:`.plain.touches`."""
+    places, groups, *_ = _together(places, groups)
     touched: Tensor = _passes().touches(places, groups)
     return touched
+
+
+def _together(
+    places: Tensor,
+    groups: Lattice,
+    numbers: Tensor | None = None,
+    of_tokens: Tensor | None = None,
+    of_groups: Tensor | None = None,
+) -> tuple[Tensor, Lattice, Any, Any, Any]:
+    """Operands of one number of samples, heads, tokens and groups: kernels look at no shape but that of the places.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    given = [x.shape[:2] for x in (places, numbers, of_tokens, of_groups) if x is not None]
+    batch, heads = torch.broadcast_shapes(*given)  # type: ignore[no-untyped-call]
+    tokens, points, ndim = places.shape[2:]
+    size = torch.Size(groups.shape).numel()
+    if groups.valid is not None:
+        groups = groups._replace(valid=groups.valid.expand(batch, size))
+    return (
+        places.expand(batch, heads, tokens, points, ndim),
+        groups,
+        None if numbers is None else numbers.expand(batch, heads, tokens, points),
+        None if of_tokens is None else of_tokens.expand(batch, heads, tokens, -1),
+        None if of_groups is None else of_groups.expand(batch, heads, size, -1),
+    )
 
 
 def _passes() -> ModuleType:
@@ -77,15 +110,11 @@ def _function(name: str, differentiate: Callable[..., tuple[Tensor | None, ...]]
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: checkpoints count
         operands, results, wanted = saved[:3], saved[3:], ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or is_watched(*arriving):
+        if torch.is_grad_enabled() or is_watched(*arriving) or is_transformed():
             return *_by_formulas(getattr(plain, name), operands, ctx.groups, wanted, arriving), None
         return *differentiate(wanted, *operands, ctx.groups, *results, *arriving), None
 
     return directly(compute, save, backward)
-
-
-def _leaves(operands: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor]:
-    return [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip(operands, wanted, strict=True)]
 
 
 def _by_formulas(
@@ -99,7 +128,7 @@ def _by_formulas(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Places of their own in the graph: one operand may be made of another, and these gradients are partial.
-        operands = tuple(x.view_as(x) for x in (operands if create_graph else _leaves(operands, wanted)))
+        operands = tuple(x.view_as(x) for x in operands)
         results = function(*operands, groups)
     results = results if isinstance(results, tuple) else (results,)
     pairs = [(result, gradient) for result, gradient in zip(results, arriving, strict=True) if result.requires_grad]

@@ -27,6 +27,9 @@ __all__ = ["averages", "products", "relative_sums", "sums", "touches"]
 # because every part costs it some hundred launches.
 PART_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
+# Where a share is e^80 times a group's largest membership, its weight is so small that their product is nothing.
+LARGEST_EXPONENT = 80.0
+
 
 def products(q: Tensor, k: Tensor, places: Tensor, groups: Lattice) -> Tensor:
     """``<k_i, q(x_ip)>`` with q interpolated between groups.
@@ -103,8 +106,7 @@ def relative_sums(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice
     highest = _highest(log_shares.detach(), places.detach(), groups)
 
     def relative(log_share: Tensor, index: Tensor) -> Tensor:
-        # Beyond e^80 the weight is so small that their product is nothing.
-        return (log_share - highest.gather(2, index)).clamp(max=80.0).exp()
+        return (log_share - highest.gather(2, index)).clamp(max=LARGEST_EXPONENT).exp()
 
     largest = None
     # A transform does not tell whether it will ask for the gradient.
@@ -131,8 +133,8 @@ def _collected(
     size = math.prod(groups.shape)
 
     def part(number: Tensor, some: Tensor, v: Tensor) -> Tensor:
+        values = v.repeat_interleave(number.shape[3], 2)
         number, some = number.flatten(2, 3), some.flatten(2, 3)
-        values = v.repeat_interleave(number.shape[2] // v.shape[2], 2)
         total = values.new_zeros(*values.shape[:2], size, values.shape[3])
         for index, weight in corners(some, groups):
             weight = weight.to(values.dtype)

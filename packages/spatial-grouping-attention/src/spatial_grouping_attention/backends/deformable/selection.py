@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from RoSE.kernels.selfcheck import SelfCheck
 from RoSE.tracing import is_transformed
+from RoSE.validation import require_choice
 from torch import Tensor
 
 from ...geometry.lattice import Lattice
@@ -27,16 +28,18 @@ _INSTALLED = importlib.util.find_spec("numba") is not None
 def refusals(places: Tensor, groups: Lattice, *operands: Tensor) -> list[str]:
     """Reasons why the kernels cannot compute with places and other operands; empty where they can."""
     reasons = []
+    tensors = (places, *operands) if groups.valid is None else (places, *operands, groups.valid)
+    devices = {x.device.type for x in tensors}
     if not _INSTALLED:
         reasons.append("native needs numba: pip install spatial-grouping-attention[cpu]")
-    if places.device.type != "cpu":
-        reasons.append(f"native needs tensors on a cpu; got {places.device.type}")
+    if devices != {"cpu"}:
+        reasons.append(f"native needs tensors on a cpu; got {', '.join(sorted(devices))}")
     if len(groups.shape) > MOST_AXES:
         reasons.append(f"native takes up to {MOST_AXES} axes; got {len(groups.shape)}")
     types = {operand.dtype for operand in (places, *operands)}
     if len(types) > 1 or places.dtype not in _DTYPES:
         reasons.append(f"native takes float32 or float64, and one of them at a time; got {sorted(map(str, types))}")
-    if torch.onnx.is_in_onnx_export() or is_watched(places, *operands):
+    if torch.onnx.is_in_onnx_export() or is_watched(*tensors):
         reasons.append("compilers, exporters, dispatch modes and kinds of tensors are shown standard operators")
     elif is_transformed():
         reasons.append("function transforms and forward-mode derivatives go through standard operators")
@@ -46,10 +49,16 @@ def refusals(places: Tensor, groups: Lattice, *operands: Tensor) -> list[str]:
 def engine(backend: str, places: Tensor, groups: Lattice, *operands: Tensor) -> ModuleType:
     """The module that computes with places and other operands: :mod:`.plain` or :mod:`.native`.
 
+    Args:
+        backend: one of :data:`BACKENDS`.
+        places: (B, H, N, P, ndim).
+        groups: the grid of groups.
+        *operands: what else is computed with.
+
     Raises:
-        ValueError: ``backend`` is "native", and the kernels cannot serve; every reason is listed.
+        ValueError: there is no such backend; or it is "native" and the kernels cannot serve: every reason is listed.
     """
-    if backend == "reference":
+    if require_choice("backend", backend, BACKENDS) == "reference":
         return plain
     against = refusals(places, groups, *operands)
     if backend == "native" and against:

@@ -64,7 +64,7 @@ class Room(NamedTuple):
     slope: Floats
     """Their derivatives by the place, (3, 8)."""
     moves: Floats
-    """1 per axis where the point lies in the box, 0 where it is held at its border, (3,)."""
+    """1 per axis where the point lies in the box and sees something, 0 where its place has no gradient, (3,)."""
     share: Floats
     """Of every corner, relative to its group's largest; whole vectors."""
 

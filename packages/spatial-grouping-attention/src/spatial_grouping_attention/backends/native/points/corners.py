@@ -16,8 +16,8 @@ from .bundles import Points, Room, Span
 LEAST_WEIGHT = 1e-6
 """As :data:`...deformable.interpolation.LEAST_WEIGHT`."""
 
-LARGEST_SHARE = 80.0
-"""Beyond e^80 the weight is so small that their product is nothing."""
+LARGEST_EXPONENT = 80.0
+"""As :data:`...deformable.plain.LARGEST_EXPONENT`."""
 
 
 @helper
@@ -116,6 +116,9 @@ def _go_round_holes(x: Points, span: Span, room: Room, slopes: bool) -> None:
             for axis in range(3):
                 put(room.slope, 8 * axis + n, get(room.slope, 8 * axis + n) * held)
     nothing = total < number(x.places, LEAST_WEIGHT)
+    if nothing:
+        for axis in range(3):
+            put(room.moves, axis, 0)
     for n in range(x.corners):
         put(room.weight, n, number(x.places, 0) if nothing else get(room.weight, n) / total)
     if slopes:
@@ -124,8 +127,7 @@ def _go_round_holes(x: Points, span: Span, room: Room, slopes: bool) -> None:
             for n in range(x.corners):
                 along += get(room.slope, 8 * axis + n)
             for n in range(x.corners):
-                slope = get(room.slope, 8 * axis + n) - get(room.weight, n) * along
-                put(room.slope, 8 * axis + n, number(x.places, 0) if nothing else slope)
+                put(room.slope, 8 * axis + n, get(room.slope, 8 * axis + n) - get(room.weight, n) * along)
 
 
 @helper
@@ -133,7 +135,7 @@ def take_shares(x: Points, span: Span, room: Room, log_share: Any, highest: Any)
     """The share of the point at hand relative to the largest membership of the group at every corner."""
     for n in range(x.corners):
         relative = log_share - get(highest, span.pair * x.groups + get(room.at, n))
-        if relative > number(x.places, LARGEST_SHARE):
-            relative = number(x.places, LARGEST_SHARE)
+        if relative > number(x.places, LARGEST_EXPONENT):
+            relative = number(x.places, LARGEST_EXPONENT)
         put(room.share, n, relative)
     store(room.share, 0, exp(load(room.share, 0)))

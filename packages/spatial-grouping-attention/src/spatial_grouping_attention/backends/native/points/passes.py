@@ -26,7 +26,7 @@ from . import backward, forward
 from .bundles import Backward, Forward, Points, Room, Rows, Span, Sums
 
 ITEMS = 16
-"""Of work, at least, where there are tokens for so many; more make more partial sums."""
+"""Of work, where there are tokens for so many; more make more partial sums."""
 
 _NOTHING = Floats(0)
 _NO_ROWS = Rows(_NOTHING, 0, 0, 0, 0)
@@ -57,7 +57,9 @@ class Pass:
             0 if self.first.shape[0] == 1 else 3,
             Bytes(0 if self.valid is None else self.valid.data_ptr()),
         )
-        self.parts = min(-(-ITEMS // (batch * heads)), tokens)
+        # As many as make enough items, but no more numbers than are added up.
+        most = max(1, tokens * per_token * 2**ndim // size)
+        self.parts = min(-(-ITEMS // (batch * heads)), tokens, most)
         ends = [tokens * part // self.parts for part in range(self.parts + 1)]
         self.spans = [
             in_memory((Span(b, h, b * heads + h, (b * heads + h) * self.parts + part, first, last),))
