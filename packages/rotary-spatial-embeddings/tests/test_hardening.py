@@ -50,6 +50,8 @@ def test_sparse_tensors(name: str, call: Callable[[], object]) -> None:
         (lambda: R.rotate(X, [1.0], ANGLES), TypeError, "cos must be a torch.Tensor; got list"),
         (lambda: R.rotate(X, ANGLES[None], ANGLES), ValueError, r"sin must have shape \(\[batch,\] tokens, heads, pl"),
         (lambda: R.angles([1.0]), TypeError, "positions must be a torch.Tensor; got list"),
+        (lambda: R.angles(torch.ones(4)), ValueError, r"positions must be \(tokens, 1\) or .*; got \(4,\)"),
+        (lambda: R.angles(torch.ones(4, 2)), ValueError, r"positions must be \(tokens, 1\) or .*; got \(4, 2\)"),
         (lambda: R.angles(torch.ones(4, 1), num_prefix_tokens=-1), ValueError, "num_prefix_tokens must be at least 0"),
     ],
 )

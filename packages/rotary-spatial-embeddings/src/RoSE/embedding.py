@@ -308,10 +308,15 @@ class RotarySpatialEmbedding(WideModule):
 
         Raises:
             TypeError: Arguments of the wrong type.
-            ValueError: Positions of another number of axes.
+            ValueError: Positions of another shape.
         """
         self._require_wide(freqs=self.freqs)
         require_position_dtype("positions", positions)
+        axes = self.spatial_dims
+        if positions.dim() < 2 or positions.shape[-1] != axes:
+            raise ValueError(
+                f"positions must be (tokens, {axes}) or (batch, tokens, {axes}); got {tuple(positions.shape)}"
+            )
         require_int("num_prefix_tokens", num_prefix_tokens, minimum=0)
         return angles_of_tokens(positions, self.freqs, num_prefix_tokens, dtype)
 
