@@ -32,6 +32,7 @@ from environments import (
     list_materials,
     run_example,
     run_tests,
+    take_kernels,
 )
 
 # Packages are installed uncompiled: who imports a module first keeps its bytecode. Else every process compiles torch.
@@ -206,6 +207,7 @@ def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
     install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
+    take_kernels(session, "tests-optional")
     # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once.
     marked = ("--dist", "loadfile", "-m", "training and not slow")
     run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -79,6 +80,16 @@ def build(session: nox.Session, *packages: Path) -> list[str]:
             session.run("hatchling", "build", "-t", "wheel", "-d", str(target), silent=True)
         _WHEELS[package] = str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime))
     return [_WHEELS[package] for package in packages]
+
+
+def take_kernels(session: nox.Session, other: str) -> None:
+    """Take over kernels that another session has compiled: numba keeps them beside the package, and knows its text."""
+    here = Path(session.virtualenv.location)
+    there = here.with_name(other)
+    for kept in there.rglob("spatial_grouping_attention/backends/native/**/__pycache__/*.nb[ic]"):
+        place = here / kept.relative_to(there)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(kept, place)
 
 
 def list_materials(session: nox.Session, folder: Path) -> list[Path]:

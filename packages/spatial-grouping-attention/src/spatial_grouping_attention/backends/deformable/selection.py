@@ -72,7 +72,7 @@ def engine(backend: str, places: Tensor, groups: Lattice, *operands: Tensor) -> 
 
 
 def _check(name: str, device: torch.device) -> None:
-    from .agreement import agrees
+    from .check import agrees
 
     agrees(name, device)
 

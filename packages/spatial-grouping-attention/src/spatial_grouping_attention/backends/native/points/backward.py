@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..cells import start_of
 from ..jit import helper, kernel
 from ..simd import fma, get, given, lanes, load, number, put, splat, store, total
 from .bundles import Backward, Points, Room, Span
 from .corners import look, take_shares
-from .forward import spread, start_of
+from .forward import spread
 
 
 @helper

@@ -1,10 +1,10 @@
-"""What kernels on points take; see :mod:`..bundles`."""
+"""What kernels on points take; see :mod:`..bundles`. Channels of all rows fill whole vectors."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..bundles import Bytes, Floats, Integers, Triple
+from ..bundles import Bytes, Floats, Integers, Rows, Triple
 
 
 class Points(NamedTuple):
@@ -29,16 +29,6 @@ class Points(NamedTuple):
     """From one sample's to the next: 3, or 0 where all have the same."""
     valid: Bytes
     """(B * M,)."""
-
-
-class Rows(NamedTuple):
-    """Rows of channels (B, H, N, C) in memory, with whole vectors of channels."""
-
-    data: Floats
-    batch: int
-    head: int
-    row: int
-    channels: int
 
 
 class Span(NamedTuple):

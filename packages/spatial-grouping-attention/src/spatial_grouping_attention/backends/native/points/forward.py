@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..bundles import Rows
+from ..cells import start_of
 from ..jit import helper, kernel
 from ..simd import add, fma, get, given, lanes, load, mul, number, put, splat, store, total
-from .bundles import Forward, Points, Room, Rows, Span, Sums
+from .bundles import Forward, Points, Room, Span, Sums
 from .corners import look, take_shares
-
-
-@helper
-def start_of(rows: Rows, span: Span) -> int:
-    """Where the rows of an item's sample and head start."""
-    return int(span.sample * rows.batch + span.head * rows.head)
 
 
 @helper

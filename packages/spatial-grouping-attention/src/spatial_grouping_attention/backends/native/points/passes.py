@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from ....geometry.lattice import Index, Lattice
 from ...semantics import LOWEST
-from ..bundles import Bytes, Floats, Integers
+from ..bundles import Bytes, Floats, Integers, Rows
 from ..jit import compiled
-from ..plan import WORTH_A_THREAD, floats
+from ..plan import WORTH_A_THREAD, floats, rows_of
 from ..simd import BYTES
 from ..structures import address, in_memory
 from ..threads import for_each
 from . import backward, forward
-from .bundles import Backward, Forward, Points, Room, Rows, Span, Sums
+from .bundles import Backward, Forward, Points, Room, Span, Sums
 
 ITEMS = 16
 """Of work, where there are tokens for so many; more make more partial sums."""
@@ -100,7 +100,7 @@ def products(q: Tensor, k: Tensor, places: Tensor, groups: Lattice) -> Tensor:
     """See :func:`...deformable.plain.products`."""
     this, result = Pass(places, groups), places.new_empty(places.shape[:4])
     q, k = _readable(q), _readable(k)
-    this.run(forward.products, Forward(_rows(q), _rows(k), floats(result)), q.shape[3])
+    this.run(forward.products, Forward(rows_of(q), rows_of(k), floats(result)), q.shape[3])
     return result
 
 
@@ -109,7 +109,7 @@ def averages(shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Tens
     this, channels = Pass(places, groups), u.shape[3]
     u, shares = _readable(u), shares.detach().contiguous()
     out = u.new_zeros(*places.shape[:3], u.shape[3])
-    this.run(forward.averages, Forward(_rows(u), _rows(out), floats(shares)), u.shape[3])
+    this.run(forward.averages, Forward(rows_of(u), rows_of(out), floats(shares)), u.shape[3])
     return out[..., :channels]
 
 
@@ -118,7 +118,7 @@ def sums(shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> Tensor:
     this, channels = Pass(places, groups), v.shape[3]
     v, shares = _readable(v), shares.detach().contiguous()
     total = this.sums(v.shape[3])
-    this.run(forward.sums, Sums(_rows(v), floats(shares), _NOTHING, floats(total), _NOTHING), v.shape[3])
+    this.run(forward.sums, Sums(rows_of(v), floats(shares), _NOTHING, floats(total), _NOTHING), v.shape[3])
     return total.sum(2)[..., :channels]
 
 
@@ -129,7 +129,7 @@ def relative_sums(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice
     tops = this.sums(start=LOWEST)
     this.run(forward.highest, Sums(_NO_ROWS, floats(log_shares), floats(tops), _NOTHING, _NOTHING), 0)
     top, total, masses = tops.amax(2), this.sums(v.shape[3]), this.sums()
-    to = Sums(_rows(v), floats(log_shares), floats(top), floats(total), floats(masses))
+    to = Sums(rows_of(v), floats(log_shares), floats(top), floats(total), floats(masses))
     this.run(forward.sums, to, v.shape[3])
     return total.sum(2)[..., :channels], masses.sum(2), top
 
@@ -196,14 +196,14 @@ def derivatives(
     dgroups = this.sums(of_groups.shape[3]) if wanted.groups else None
     more = [None] * 3 if relative is None else [x.contiguous() for x in relative]
     to = Backward(
-        _rows(of_groups),
-        _rows(of_tokens),
+        rows_of(of_groups),
+        rows_of(of_tokens),
         floats(factors),
         floats(more[0]),
         floats(more[1]),
         floats(more[2]),
         floats(dfactors),
-        _NO_ROWS if dtokens is None else _rows(dtokens),
+        _NO_ROWS if dtokens is None else rows_of(dtokens),
         floats(dplaces),
         floats(dgroups),
     )
@@ -233,10 +233,6 @@ def _readable(x: Tensor) -> Tensor:
     if x.shape[3] % lanes or x.shape[3] == 0:
         return F.pad(x, (0, lanes - x.shape[3] % lanes))
     return x if x.stride(3) == 1 else x.contiguous()
-
-
-def _rows(x: Tensor) -> Rows:
-    return Rows(floats(x), x.stride(0), x.stride(1), x.stride(2), x.shape[3])
 
 
 def _make_room() -> tuple[Room, Tensor]:
