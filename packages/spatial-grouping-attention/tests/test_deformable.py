@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from layer_cases import SHAPES, make_layer, tokens
 from RoSE.tracing import is_transformed
 from spatial_grouping_attention.backends import deformable
-from spatial_grouping_attention.backends.deformable import points, selection
+from spatial_grouping_attention.backends.deformable import labelling, points, selection
 from spatial_grouping_attention.backends.deformable.interpolation import interpolate
+from spatial_grouping_attention.backends.semantics import most_likely
 
 RNG = torch.Generator().manual_seed(11)
 
@@ -395,3 +396,23 @@ def test_points_without_valid_groups_are_not_looked_at_and_tokens_without_points
     (memberships.square().sum() + out.square().sum()).backward()
     for tensor in (q, k, points):
         assert tensor.grad.isfinite().all()
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 999))
+def test_labels_are_the_most_likely_groups_however_they_are_found(
+    ndim: int, heads: int, per_head: bool, holes: bool, seed: int
+) -> None:
+    """By all groups of a small grid, and by those that a token's points touch of a large one."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (5, 4, 3)[:ndim]
+    size = torch.Size(shape).numel()
+    places = torch.rand(2, heads, 7, 3, ndim, generator=generator) * torch.tensor(shape)
+    log_shares = (8 * torch.rand(2, heads, 7, 3, generator=generator)).log_softmax(-1)
+    log_shares[0, 0, 0, 0] = torch.nan
+    log_shares[1, :, 1] = -torch.inf
+    groups = deformable.lattice(shape, torch.rand(2, size, generator=generator) < 0.6 if holes else None)
+    by_all = most_likely(labelling._memberships(log_shares, places, groups, per_head))
+    assert torch.equal(labelling._most_likely_of_touched(log_shares, places, groups, per_head), by_all)
+    assert torch.equal(deformable.labels(log_shares, places, groups, per_head=per_head), by_all)
+    assert by_all[1, ..., 1].eq(-1).all()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...geometry.lattice import Lattice, lattice
 from ..autograd import as_given, without_autocast
@@ -14,7 +16,7 @@ from ..semantics import most_likely
 from .interpolation import corners
 
 # Elements of the block of memberships that is held at a time.
-BLOCK_ELEMENTS = 2**24
+BLOCK_ELEMENTS = 2**21
 
 
 @torch.no_grad()
@@ -43,15 +45,20 @@ def labels(log_shares: Tensor, places: Tensor, groups: Lattice, *, per_head: boo
 def _labels(
     log_shares: Tensor, places: Tensor, valid_groups: Tensor | None, output_shape: list[int], per_head: bool
 ) -> Tensor:
-    batch, heads, tokens, _ = log_shares.shape
+    batch, heads, tokens, points = log_shares.shape
     groups = lattice(tuple(output_shape), valid_groups)
     found = log_shares.new_full((batch, heads, tokens) if per_head else (batch, tokens), -1, dtype=torch.long)
-    rows = max(1, BLOCK_ELEMENTS // max(1, batch * (heads if per_head else 1) * math.prod(output_shape)))
+    size, touched = math.prod(output_shape), points * 2 ** len(output_shape) * (1 if per_head else heads)
+    lists = batch * (heads if per_head else 1)
+    rows = max(1, BLOCK_ELEMENTS // max(1, lists * min(size, touched)))
     if log_shares.numel() > 0:
         for first in range(0, tokens, rows):
-            block = slice(first, first + rows)
-            shares = _memberships(log_shares[:, :, block], places[:, :, block], groups, per_head)
-            found[..., block] = most_likely(shares)
+            some = log_shares[:, :, first : first + rows], places[:, :, first : first + rows]
+            if size <= touched:
+                these = most_likely(_memberships(*some, groups, per_head))
+            else:
+                these = _most_likely_of_touched(*some, groups, per_head)
+            found[..., first : first + rows] = these
     return found
 
 
@@ -62,6 +69,24 @@ def _(log_shares, places, valid_groups, output_shape, per_head):  # type: ignore
 
 
 _labels.register_vmap(one_by_one(_labels))
+
+
+def _most_likely_of_touched(log_shares: Tensor, places: Tensor, groups: Lattice, per_head: bool) -> Tensor:
+    """The same as of :func:`_memberships`, where a token's points touch few of the groups: (B, H, N) or (B, N)."""
+    tokens = log_shares.shape[2]
+    around = list(corners(places.flatten(2, 3), groups))
+    index = rearrange(torch.stack([at for at, _ in around], -1), "b h (n p) c -> b h n (p c)", n=tokens)
+    weight = rearrange(torch.stack([weight for _, weight in around], -1), "b h (n p) c -> b h n p c", n=tokens)
+    share = (weight.to(log_shares.dtype) * log_shares.exp().unsqueeze(-1)).flatten(3)
+    if not per_head:
+        index, share = (rearrange(x, "b h n k -> b n (h k)") for x in (index, share))
+    # What belongs to one group comes to stand side by side, and is added up where the first of it is.
+    index, order = index.sort(dim=-1, stable=True)
+    run = F.pad((index.diff(dim=-1) != 0).long(), (1, 0)).cumsum(-1)
+    total = torch.zeros_like(share).scatter_add(-1, run, share.gather(-1, order))
+    best = most_likely(total.masked_fill(total.isnan(), 0.0))
+    group = torch.zeros_like(index).scatter(-1, run, index).gather(-1, best.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return group.masked_fill(best < 0, -1)
 
 
 def _memberships(log_shares: Tensor, places: Tensor, groups: Lattice, per_head: bool) -> Tensor:
