@@ -38,6 +38,26 @@ models.panoptic_segments(output)
 output.logits.sum().backward()
 """
 
+# What a process waits for that never compiles: torch's compiler takes a second and more to import.
+EAGER = """
+import sys
+import torch
+import spatial_grouping_attention as package
+x = torch.randn(1, 20, 16)
+for variant in ("Dense", "Sparse", "Deformable"):
+    layer = getattr(package, f"{variant}SpatialGroupingAttention")(16, 2, 3, 2)
+    with torch.no_grad():
+        output = layer(x, 1.0, (4, 5))
+    members = output.assignment
+    for values in (members.upsample(output.x_out), members.upsample(output.x_out, hard=True)):
+        members.pool(values), members.sum(values)
+    members.labels(), members.labels(per_head=True), members.usage(), members.boundaries(), members.matrix()
+    if variant != "Deformable":  # which recomputes: torch's checkpoints import it
+        layer(x, 1.0, (4, 5)).x_out.sum().backward()
+package.WindowedSelfAttention(16, 2)(x, 1.0, (4, 5)).sum().backward()
+assert "torch._dynamo" not in sys.modules
+"""
+
 CALLS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     **{
         variant: (lambda variant=variant: make_layer(variant, drop_path=0.3, mlp_dropout=0.3), lambda: tokens((6, 9)))
@@ -78,8 +98,9 @@ def assert_same(got: list[Tensor | None], want: list[Tensor | None]) -> None:
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_nothing_asks_the_network() -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", ALONE], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("program", [ALONE, EAGER], ids=["nothing asks the network", "nothing imports the compiler"])
+def test_a_process_of_its_own(program: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

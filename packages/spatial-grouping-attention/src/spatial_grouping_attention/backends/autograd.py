@@ -91,6 +91,14 @@ def directly(
     return apply
 
 
+def shown(operator: Callable[..., Any], function: Callable[..., Any], *tensors: Tensor | None) -> Callable[..., Any]:
+    """An operator where somebody looks on or transforms, and else the function it is made of.
+
+    The first call of any operator of ours imports the whole compiler, a second or more.
+    """
+    return operator if under_transform() or is_watched(*tensors) else function
+
+
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass that says so if it is to be differentiated."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Neighbourhood
-from .autograd import as_given, without_autocast
+from .autograd import as_given, shown, without_autocast
 from .engines import Backend, engine
 from .operands import Operands
 from .semantics import blanked, logits, memberships, most_likely
@@ -38,13 +38,13 @@ def labels(x: Operands, *, per_head: bool = False) -> Tensor:
         with as_given(x.q):
             return _of_heads(memberships(logits(blanked(x, "groups"))), per_head)
     geometry = [] if x.neighbourhood is None else x.neighbourhood.integers()
-    found: Tensor = _labels(x.q, x.k, x.bias, x.compactness, x.valid, x.valid_groups, geometry, x.scale, per_head)
+    find = shown(_labels, _find_labels, x.q, x.k)
+    found: Tensor = find(x.q, x.k, x.bias, x.compactness, x.valid, x.valid_groups, geometry, x.scale, per_head)
     return found
 
 
-@torch.library.custom_op("spatial_grouping_attention::labels", mutates_args=())
 @without_autocast
-def _labels(
+def _find_labels(
     q: Tensor,
     k: Tensor,
     bias: Tensor | None,
@@ -64,6 +64,9 @@ def _labels(
     if not per_head:
         return _averaged(x)
     return torch.cat([_averaged(_head(x, h)).unsqueeze(1) for h in range(q.shape[1])], 1)
+
+
+_labels = torch.library.custom_op("spatial_grouping_attention::labels", _find_labels, mutates_args=())
 
 
 @_labels.register_fake

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...geometry.lattice import Lattice, lattice
-from ..autograd import as_given, without_autocast
+from ..autograd import as_given, shown, without_autocast
 from ..labelling import one_by_one
 from ..semantics import most_likely
 from .interpolation import corners
@@ -36,13 +36,13 @@ def labels(log_shares: Tensor, places: Tensor, groups: Lattice, *, per_head: boo
     if torch.onnx.is_in_onnx_export():  # which has standard operators only
         with as_given(log_shares):
             return most_likely(_memberships(log_shares, places, groups, per_head))
-    found: Tensor = _labels(log_shares, places, groups.valid, list(groups.shape), per_head)
+    find = shown(_labels, _find_labels, log_shares, places)
+    found: Tensor = find(log_shares, places, groups.valid, list(groups.shape), per_head)
     return found
 
 
-@torch.library.custom_op("spatial_grouping_attention::labels_of_points", mutates_args=())
 @without_autocast
-def _labels(
+def _find_labels(
     log_shares: Tensor, places: Tensor, valid_groups: Tensor | None, output_shape: list[int], per_head: bool
 ) -> Tensor:
     batch, heads, tokens, points = log_shares.shape
@@ -60,6 +60,9 @@ def _labels(
                 these = _most_likely_of_touched(*some, groups, per_head)
             found[..., first : first + rows] = these
     return found
+
+
+_labels = torch.library.custom_op("spatial_grouping_attention::labels_of_points", _find_labels, mutates_args=())
 
 
 @_labels.register_fake

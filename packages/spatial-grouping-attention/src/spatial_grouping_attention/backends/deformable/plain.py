@@ -185,7 +185,8 @@ def _parts(per_point: Tensor, channels: int) -> tuple[Tensor, ...]:
 
 def _recomputed(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     """Call a function, keeping only its operands for the backward pass."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    if not wanted or torch.compiler.is_compiling() or is_transformed():
         return function(*operands)
     result: Tensor = checkpoint(function, *operands, use_reentrant=False, preserve_rng_state=False)
     return result
