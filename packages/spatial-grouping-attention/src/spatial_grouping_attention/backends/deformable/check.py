@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from RoSE.kernels.selfcheck import require_agreement
 from torch import Tensor
@@ -42,20 +44,20 @@ def agrees(name: str, device: torch.device) -> None:
         require_agreement(f"points, {name}: result {i}", got, expected, _TOLERANCE)
 
 
-def _results(name: str, by: object, leaves: list[Tensor], groups: Lattice, *, wide: bool) -> list[Tensor]:
+def _results(name: str, by: ModuleType, leaves: list[Tensor], groups: Lattice, *, wide: bool) -> list[Tensor]:
     """Results, or gradients."""
     differentiated = name == "backward"
     leaves = [(x.double() if wide else x).detach().requires_grad_(differentiated) for x in leaves]
     places, shares, of_groups, of_tokens, values = leaves
     with torch.set_grad_enabled(differentiated):
-        total, masses, _ = by.relative_sums(shares.log(), places, values, groups)  # type: ignore[attr-defined]
+        total, masses, _ = by.relative_sums(shares.log(), places, values, groups)
         results = [
-            by.products(of_groups, of_tokens, places, groups),  # type: ignore[attr-defined]
-            by.averages(shares, places, of_groups, groups),  # type: ignore[attr-defined]
-            by.sums(shares, places, values, groups),  # type: ignore[attr-defined]
+            by.products(of_groups, of_tokens, places, groups),
+            by.averages(shares, places, of_groups, groups),
+            by.sums(shares, places, values, groups),
             total,
             masses,
-            by.touches(places, groups).float(),  # type: ignore[attr-defined]
+            by.touches(places, groups).float(),
         ]
     if not differentiated:
         return results

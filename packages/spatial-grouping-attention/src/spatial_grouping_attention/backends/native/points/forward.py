@@ -73,9 +73,10 @@ def sums(span: Span, x: Points, to: Sums, room: Room) -> int:
     for i in range(span.first, span.last):
         for p in range(x.per_token):
             point = (span.pair * x.tokens + i) * x.per_token + p
+            factor = get(to.factors, point)
             look(x, span, room, point, False)
             if given(to.highest):
-                take_shares(x, span, room, get(to.factors, point), to.highest)
+                take_shares(x, span, room, factor, to.highest)
                 for n in range(x.corners):
                     weight = get(room.weight, n) * get(room.share, n)
                     put(room.weight, n, weight)
@@ -83,7 +84,7 @@ def sums(span: Span, x: Points, to: Sums, room: Room) -> int:
                     put(to.masses, place, get(to.masses, place) + weight)
             else:
                 for n in range(x.corners):
-                    put(room.weight, n, get(room.weight, n) * get(to.factors, point))
+                    put(room.weight, n, get(room.weight, n) * factor)
             spread(x, span, room, to.tokens, tokens + i * to.tokens.row, to.sums)
     return 0
 
