@@ -1,7 +1,8 @@
 """Time and memory over the number of tokens: where dense and sparse meet, and where dense ends.
 
 ``pytest benchmarks/bench_curves.py``: stride 2, window 3. An entry goes no further where its next size would take more
-than 5 s or 4 GB beyond the operands, judged by how it grew from the last size but one to the last.
+than 5 s or 4 GB beyond the operands, or on a GPU 1 s or 40 GB, judged by how it grew from the last size but one to the
+last.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import Any
 import pytest
 from bench_grouping import by, cube, leaves_of, square
 from bench_layers import entry as layer_entry
-from entries import BACKWARD, FORWARD, Bound, Case, Entry, of_leaves
+from entries import BACKWARD, DEVICE, FORWARD, Bound, Case, Entry, of_leaves
 from harness import Recorder, gates, measure
 from spatial_grouping_attention.functional import grouping_attention
 from torch import Tensor, float32, float64
 
-MOST_SECONDS, MOST_BYTES = 5.0, 4e9
+MOST_SECONDS, MOST_BYTES = (5.0, 4e9) if DEVICE == "cpu" else (1.0, 4e10)
 SIDES = {2: (16, 32, 64, 128, 256, 512, 1024), 3: (8, 16, 32, 64, 128)}
-LAYER_SIDES = {2: SIDES[2][:4], 3: SIDES[3][:3]}
+LAYER_SIDES = {2: SIDES[2][:4], 3: SIDES[3][:3]} if DEVICE == "cpu" else SIDES
+KERNELS = "native" if DEVICE == "cpu" else "triton"
 
 
 def operator_entries(side: int, ndim: int) -> list[Entry]:
@@ -42,7 +44,7 @@ def operator_entries(side: int, ndim: int) -> list[Entry]:
         return Entry(name, bind, oracle, counted=False)
 
     return [
-        made("sparse, native", by("native"), by("reference")),
+        made(f"sparse, {KERNELS}", by(KERNELS), by("reference")),
         made("sparse, tiled", by("tiled"), by("reference")),
         made("sparse, masked matrix", by("reference"), by("reference")),
         made("dense, fused", dense("fused"), dense("reference")),

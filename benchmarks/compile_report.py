@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -24,9 +25,12 @@ import torch
 import triton
 from RoSE.kernels import launch as rotation
 from spatial_grouping_attention.backends import Operands, Pooled
+from spatial_grouping_attention.backends.deformable import lattice
+from spatial_grouping_attention.backends.deformable.derivatives import Relative, Wanted
 from spatial_grouping_attention.backends.triton import launch as grouping
 from spatial_grouping_attention.backends.triton import passes
 from spatial_grouping_attention.backends.triton.plan import INTERPRETED, Plan
+from spatial_grouping_attention.backends.triton.points import passes as points
 from spatial_grouping_attention.geometry import Neighbourhood
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -128,6 +132,22 @@ def group(relation: Neighbourhood, size: int, dtype: torch.dtype, *extras: str) 
     passes.assign_backward(assigning, k, pooled.lse, k, pooled.lse)
 
 
+def look(shape: tuple[int, ...], size: int, dtype: torch.dtype, *, holes: bool = False) -> None:
+    """All passes on points, with all gradients; half as many groups as tokens on every axis."""
+    sides = tuple(side // 2 for side in shape)
+    count, rows = math.prod(shape), math.prod(sides)
+    groups = lattice(sides, torch.ones(1, rows, dtype=torch.bool) if holes else None)
+    places, shares = (torch.empty(1, 8, count, 3 ** len(shape), *more, dtype=dtype) for more in ((len(shape),), ()))
+    q, k = token_major(rows, size, dtype), token_major(count, size, dtype)
+    points.products(q, k, places, groups)
+    points.averages(shares, places, q, groups)
+    points.relative_sums(shares, places, k, groups)
+    everything = Wanted(factors=True, places=True, tokens=True, groups=True)
+    points.derivatives(shares, places, k, q, groups, everything)
+    relative = Relative(*torch.empty(3, 1, 8, rows, dtype=dtype))
+    points.derivatives(shares, places, k, q, groups, Wanted(factors=True, places=True, tokens=True), relative)
+
+
 def rotate(size: int, dtype: torch.dtype, *, interleaved: bool) -> None:
     """Forward and backward, with angles from positions and with given ones."""
     heads, tokens, planes = 32, 16384, size // 2
@@ -165,6 +185,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
+    parser.add_argument("--only", default="", help="cases whose titles hold this")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
     if INTERPRETED:
@@ -185,6 +206,8 @@ def main() -> None:
         "2-D, heads of 128, bf16": lambda: group(plane, 128, half),
         "2-D, heads of 32, float32": lambda: group(plane, 32, full),
         "2-D, heads of 128, float32": lambda: group(plane, 128, full),
+        "points, 2-D, heads of 32, float32": lambda: look((64, 64), 32, full),
+        "points, 3-D, heads of 16, float32, holes": lambda: look((16,) * 3, 16, full, holes=True),
         "rotation, heads of 64, bf16, interleaved": lambda: rotate(64, half, interleaved=True),
         "rotation, heads of 64, bf16, half": lambda: rotate(64, half, interleaved=False),
         "rotation, heads of 64, float32, interleaved": lambda: rotate(64, full, interleaved=True),
@@ -192,6 +215,8 @@ def main() -> None:
     for architecture in arguments.architectures:
         triton.runtime.driver.set_active(AbsentGPU(architecture))
         for compiler.case, compile_case in cases.items():
+            if arguments.only not in compiler.case:
+                continue
             print(f"\nsm_{architecture}: {compiler.case}")
             compile_case()
     # A kernel that treats every row on its own has nothing to choose.

@@ -29,19 +29,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A single thread and an allocator that keeps its pages, as the figures are told for."""
+def as_told() -> Iterator[None]:
+    """As figures are told for: one thread, an allocator that keeps its pages, and float32 that is that on a GPU too."""
     import probes
 
-    before = torch.get_num_threads()
+    before, convolved = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(1)
+    # Left to itself cuDNN convolves with the 10 bits of TF32, which no product of matrices does.
+    torch.backends.cudnn.allow_tf32 = False
     probes.PAGES_KEPT = probes.keep_pages()
     yield
     torch.set_num_threads(before)
+    torch.backends.cudnn.allow_tf32 = convolved
 
 
 @pytest.fixture
-def recorder(request: pytest.FixtureRequest, benchmark: Any, one_thread: None) -> Any:
+def recorder(request: pytest.FixtureRequest, benchmark: Any, as_told: None) -> Any:
     """Where a case's results go."""
     from harness import Recorder
 

@@ -20,9 +20,17 @@ from spatial_grouping_attention.backends.semantics import most_likely
 RNG = torch.Generator().manual_seed(11)
 
 
-@pytest.fixture(scope="module", autouse=True, params=["reference", pytest.param("native", marks=pytest.mark.native)])
+# The interpreter takes minutes for what kernels do in seconds.
+ENGINES = [
+    "reference",
+    pytest.param("native", marks=pytest.mark.native),
+    pytest.param("triton", marks=[pytest.mark.triton, pytest.mark.slow]),
+]
+
+
+@pytest.fixture(scope="module", autouse=True, params=ENGINES)
 def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of these hold for both engines, and are computed by the one that is named."""
+    """All of these hold for every engine, and are computed by the one that is named."""
 
     def named(_: str, *operands: Any) -> ModuleType:
         return selection.engine("reference" if is_transformed() else request.param, *operands)

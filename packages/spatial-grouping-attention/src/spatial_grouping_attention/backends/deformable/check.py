@@ -1,4 +1,4 @@
-"""Whether the kernels compute at points what the formulas say on this processor: see :mod:`.selection`."""
+"""Whether kernels compute at points what the formulas say on a device: see :mod:`.selection`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from RoSE.kernels.selfcheck import require_agreement
 from torch import Tensor
 
 from ...geometry.lattice import Lattice, lattice
-from . import native, plain
+from . import plain
+from .compiled import Compiled
 
 # Largest difference, relative to the largest value.
 _TOLERANCE = 1e-5
@@ -17,12 +18,13 @@ _TOLERANCE = 1e-5
 _SHAPE = (3, 4, 5)
 
 
-def agrees(name: str, device: torch.device) -> None:
+def agrees(kernels: Compiled, name: str, device: torch.device) -> None:
     """Compare kernels in float32 with the formulas in float64, on one small problem with holes.
 
     Args:
+        kernels: those to check.
         name: "forward" or "backward"; the latter runs the former as well.
-        device: a CPU.
+        device: of theirs.
 
     Raises:
         ArithmeticError: something differs.
@@ -39,12 +41,14 @@ def agrees(name: str, device: torch.device) -> None:
     places = random(2, 2, tokens, count, 3) * 2.0 + 2.0
     shares = random(2, 2, tokens, count).exp()
     leaves = [places, shares, random(2, 2, rows, 18), random(2, 2, tokens, 18), random(2, 2, tokens, 5)]
-    mine, theirs = (_results(name, by, leaves, groups, wide=by is plain) for by in (native, plain))
+    mine, theirs = (_results(name, by, leaves, groups, wide=by is plain) for by in (kernels, plain))
     for i, (got, expected) in enumerate(zip(mine, theirs, strict=True)):
         require_agreement(f"points, {name}: result {i}", got, expected, _TOLERANCE)
 
 
-def _results(name: str, by: ModuleType, leaves: list[Tensor], groups: Lattice, *, wide: bool) -> list[Tensor]:
+def _results(
+    name: str, by: ModuleType | Compiled, leaves: list[Tensor], groups: Lattice, *, wide: bool
+) -> list[Tensor]:
     """Results, or gradients."""
     differentiated = name == "backward"
     leaves = [(x.double() if wide else x).detach().requires_grad_(differentiated) for x in leaves]

@@ -1,4 +1,4 @@
-"""Which engine computes at points: the formulas in plain torch, or kernels for the CPU where they can serve."""
+"""Which engine computes at points: the formulas in plain torch, or kernels where they can serve."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from RoSE.validation import require_choice
 from torch import Tensor
 
 from ...geometry.lattice import Lattice
+from .. import triton as windows
 from ..autograd import is_watched
-from . import native, plain
+from . import plain
+from .compiled import Compiled
 
-BACKENDS = ("auto", "reference", "native")
+NATIVE, TRITON = Compiled("native"), Compiled("triton")
+
+BACKENDS = ("auto", "reference", NATIVE.name, TRITON.name)
 """By which a caller asks for one."""
 
 MOST_AXES = 3
@@ -25,20 +29,27 @@ _DTYPES = (torch.float32, torch.float64)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 
 
-def refusals(places: Tensor, groups: Lattice, *operands: Tensor) -> list[str]:
-    """Reasons why the kernels cannot compute with places and other operands; empty where they can."""
-    reasons = []
+def refusals(by: Compiled, places: Tensor, groups: Lattice, *operands: Tensor) -> list[str]:
+    """Reasons why kernels cannot compute with places and other operands; empty where they can."""
     tensors = (places, *operands) if groups.valid is None else (places, *operands, groups.valid)
-    devices = {x.device.type for x in tensors}
-    if not _INSTALLED:
-        reasons.append("native needs numba: pip install spatial-grouping-attention[cpu]")
-    if devices != {"cpu"}:
-        reasons.append(f"native needs tensors on a cpu; got {', '.join(sorted(devices))}")
+    reasons = []
+    if by is TRITON:
+        # Of every tensor: kernels of a GPU would read what lies elsewhere.
+        for device in {x.device for x in tensors}:
+            reasons += windows.refusals_of_device(device)
+        if torch.are_deterministic_algorithms_enabled():
+            reasons.append("triton adds up what groups receive in any order, and algorithms are to be deterministic")
+    else:
+        devices = {x.device.type for x in tensors}
+        if not _INSTALLED:
+            reasons.append("native needs numba: pip install spatial-grouping-attention[cpu]")
+        if devices != {"cpu"}:
+            reasons.append(f"native needs tensors on a cpu; got {', '.join(sorted(devices))}")
     if len(groups.shape) > MOST_AXES:
-        reasons.append(f"native takes up to {MOST_AXES} axes; got {len(groups.shape)}")
+        reasons.append(f"{by.name} takes up to {MOST_AXES} axes; got {len(groups.shape)}")
     types = {operand.dtype for operand in (places, *operands)}
     if len(types) > 1 or places.dtype not in _DTYPES:
-        reasons.append(f"native takes float32 or float64, and one of them at a time; got {sorted(map(str, types))}")
+        reasons.append(f"{by.name} takes float32 or float64, and one of them at a time; got {sorted(map(str, types))}")
     if torch.onnx.is_in_onnx_export() or is_watched(*tensors):
         reasons.append("compilers, exporters, dispatch modes and kinds of tensors are shown standard operators")
     elif is_transformed():
@@ -46,41 +57,49 @@ def refusals(places: Tensor, groups: Lattice, *operands: Tensor) -> list[str]:
     return reasons
 
 
-def engine(backend: str, places: Tensor, groups: Lattice, *operands: Tensor) -> ModuleType:
-    """The module that computes with places and other operands: :mod:`.plain` or :mod:`.native`.
+def engine(backend: str, places: Tensor, groups: Lattice, *operands: Tensor) -> ModuleType | Compiled:
+    """What computes with places and other operands: :mod:`.plain`, or kernels.
 
     Args:
-        backend: one of :data:`BACKENDS`.
+        backend: one of :data:`BACKENDS`; "auto" takes the kernels of the places' device, once they have shown there
+            that they agree with the formulas.
         places: (B, H, N, P, ndim).
         groups: the grid of groups.
         *operands: what else is computed with.
 
     Raises:
-        ValueError: there is no such backend; or it is "native" and the kernels cannot serve: every reason is listed.
+        ValueError: there is no such backend; or it is one of kernels that cannot serve: every reason is listed.
     """
     if require_choice("backend", backend, BACKENDS) == "reference":
         return plain
-    against = refusals(places, groups, *operands)
-    if backend == "native" and against:
-        raise ValueError("backend='native' cannot serve this call:" + "".join(f"\n  - {reason}" for reason in against))
+    by = {"auto": TRITON if places.is_cuda else NATIVE, NATIVE.name: NATIVE, TRITON.name: TRITON}[backend]
+    against = refusals(by, places, groups, *operands)
+    if backend != "auto" and against:
+        lines = "".join(f"\n  - {reason}" for reason in against)
+        raise ValueError(f"backend={backend!r} cannot serve this call:{lines}")
     # No kernel is made for no work at all.
     if against or 0 in places.shape or any(0 in operand.shape for operand in operands):
         return plain
     differentiable = torch.is_grad_enabled() and any(operand.requires_grad for operand in (places, *operands))
-    checks = CHECKS.values() if differentiable else [CHECKS["forward"]]
-    return native if backend == "native" or all(check.passed(places.device) for check in checks) else plain
+    checks = CHECKS[by.name].values() if differentiable else [CHECKS[by.name]["forward"]]
+    return by if backend != "auto" or all(check.passed(places.device) for check in checks) else plain
 
 
-def _check(name: str, device: torch.device) -> None:
+def _check(by: Compiled, name: str, device: torch.device) -> None:
     from .check import agrees
 
-    agrees(name, device)
+    agrees(by, name, device)
 
 
 CHECKS = {
-    name: SelfCheck(
-        f"the native kernels of spatial_grouping_attention (points, {name})", partial(_check, name), "plain PyTorch"
-    )
-    for name in ("forward", "backward")
+    by.name: {
+        name: SelfCheck(
+            f"the {by.name} kernels of spatial_grouping_attention (points, {name})",
+            partial(_check, by, name),
+            "plain PyTorch",
+        )
+        for name in ("forward", "backward")
+    }
+    for by in (NATIVE, TRITON)
 }
-"""Of the kernels, before "auto" takes them."""
+"""Of kernels, before "auto" takes them."""

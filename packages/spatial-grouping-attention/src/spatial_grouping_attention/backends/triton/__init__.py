@@ -33,15 +33,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", 
 
 def refusals(problem: Problem) -> list[str]:
     """Reasons why the kernels cannot serve a call; empty where they can."""
-    reasons = []
-    device = problem.device
-    if not _INSTALLED:
-        reasons.append("triton is not installed")
-    if device.type not in (("cpu", "cuda") if _INTERPRETED else ("cuda",)):
-        reasons.append(f"triton needs tensors on cuda (or TRITON_INTERPRET=1 for tests on a cpu); got {device.type}")
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        oldest = ".".join(map(str, OLDEST_GPU))
-        reasons.append(f"triton needs a GPU of compute capability {oldest} or newer")
+    reasons = refusals_of_device(problem.device)
     if problem.dtype not in DTYPES:
         reasons.append(f"triton takes float32, bfloat16 and float16; got {problem.dtype}")
     if problem.head_size > MOST_HEAD_CHANNELS:
@@ -57,6 +49,19 @@ def refusals(problem: Problem) -> list[str]:
         )
     if problem.bias == "full":
         reasons.append("triton takes a bias per window offset only; got one for every pair")
+    return reasons
+
+
+def refusals_of_device(device: torch.device) -> list[str]:
+    """Reasons why no kernel of ours can run there; empty where they can."""
+    reasons = []
+    if not _INSTALLED:
+        reasons.append("triton is not installed")
+    if device.type not in (("cpu", "cuda") if _INTERPRETED else ("cuda",)):
+        reasons.append(f"triton needs tensors on cuda (or TRITON_INTERPRET=1 for tests on a cpu); got {device.type}")
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        oldest = ".".join(map(str, OLDEST_GPU))
+        reasons.append(f"triton needs a GPU of compute capability {oldest} or newer")
     return reasons
 
 

@@ -78,7 +78,7 @@ def table_pass(kernel: Any, x: Operands, tensors: Tensors) -> Tensor | None:
     plan = table_plan(layout)
     runs = triton.cdiv(number, CELLS)
     shares = x.q.new_empty(batch * runs, heads, layout.window, dtype=torch.float32)
-    others = {name: _rows(tensor) for name, tensor in tensors.items()}
+    others = {name: as_rows(tensor) for name, tensor in tensors.items()}
     form = _form(layout, plan, head_size, x.values.shape[3], x.q.dtype, _wide(x, tensors))
     grid = (batch * runs * triton.cdiv(layout.window, plan.block) * heads,)
     with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ def table_pass(kernel: Any, x: Operands, tensors: Tensors) -> Tensor | None:
 def row_pass(kernel: Any, x: Operands, tensors: Tensors) -> None:
     """Launch a kernel that treats every group on its own."""
     batch, heads, number = x.q.shape[:3]
-    others = {name: _rows(tensor) for name, tensor in tensors.items()}
+    others = {name: as_rows(tensor) for name, tensor in tensors.items()}
     form = _form(_layout(x), _ROW_PLAN, x.q.shape[3], x.values.shape[3], x.q.dtype, _wide(x, tensors))
     with torch.cuda.device_of(x.q):  # type: ignore[no-untyped-call]
         grid = (batch * heads * triton.cdiv(number, _ROW_PLAN.block),)
@@ -111,7 +111,7 @@ def _launch(
     batch, heads, _, head_size = x.q.shape
     channels = x.values.shape[3]
     inputs = _inputs(x)
-    others: dict[str, Any] = {name: _rows(tensor) for name, tensor in tensors.items()}
+    others: dict[str, Any] = {name: as_rows(tensor) for name, tensor in tensors.items()}
 
     def run(plan: Plan) -> Tensor | None:
         programs = programs_of(layout, plan.tile)
@@ -179,7 +179,7 @@ def _layout(x: Operands) -> Layout:
 def _inputs(x: Operands) -> Inputs:
     bias = None if x.bias is None else x.bias.flatten(1).contiguous()
     compactness = None if x.compactness is None else x.compactness.float().contiguous()
-    return Inputs(_rows(x.q), _rows(x.k), bias, compactness, _rows(x.valid), _rows(x.valid_groups))
+    return Inputs(as_rows(x.q), as_rows(x.k), bias, compactness, as_rows(x.valid), as_rows(x.valid_groups))
 
 
 def _sizes(layout: Layout, x: Operands, programs: Triple) -> Sizes:
@@ -192,7 +192,8 @@ def _sealed(layout: Layout, programs: Triple) -> tuple[tuple[int, ...], ...]:
     return tuple(seal(triple) for triple in triples)
 
 
-def _rows(x: Tensor | None) -> Rows | None:
+def as_rows(x: Tensor | None) -> Rows | None:
+    """A tensor as kernels take rows of vectors, or one number per row."""
     if x is None:
         return None
     *strides, step = x.stride()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ....geometry.lattice import Index, Lattice
+from ...deformable.derivatives import Derivatives, Relative, Wanted
 from ...semantics import LOWEST
 from ..bundles import Bytes, Floats, Integers, Rows
 from ..jit import compiled
@@ -140,32 +141,6 @@ def touches(places: Tensor, groups: Lattice) -> Tensor:
     touched = this.numbers()
     this.run(forward.touched, Sums(_NO_ROWS, floats(touched), _NOTHING, _NOTHING, _NOTHING), 0)
     return touched > 0
-
-
-class Relative(NamedTuple):
-    """What derivatives of relative sums need besides: of every group (B, H, M)."""
-
-    highest: Tensor
-    masses: Tensor
-    grad_masses: Tensor
-
-
-class Wanted(NamedTuple):
-    """Which derivatives are."""
-
-    factors: bool = True
-    places: bool = True
-    tokens: bool = True
-    groups: bool = True
-
-
-class Derivatives(NamedTuple):
-    """Of the form by its operands; None for those that are not wanted."""
-
-    factors: Tensor | None
-    places: Tensor | None
-    tokens: Tensor | None
-    groups: Tensor | None
 
 
 def derivatives(
