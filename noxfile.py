@@ -23,6 +23,7 @@ from environments import (
     ROSE,
     SETTINGS,
     build,
+    compile_kernels,
     import_alone,
     install,
     install_bench,
@@ -170,8 +171,8 @@ def tests_slow(session: nox.Session) -> None:
 def tests_optional(session: nox.Session) -> None:
     """What needs an optional library and no GPU: Triton kernels in its interpreter, NATTEN's forward pass, numba's."""
     install_optional(session)
-    # All of a file to one worker: kernels are compiled once, and not by every worker at the same time.
-    marked = ("--dist", "loadfile", "-m", "(triton or natten or native) and not slow")
+    compile_kernels(session)
+    marked = ("-m", "(triton or natten or native) and not slow")
     run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "benchmarks", options=marked, TRITON_INTERPRET="1")
 
 
@@ -267,6 +268,7 @@ def coverage(session: nox.Session) -> None:
     install_optional(session)
     install(session, "pytest-cov", groups=("test",))
     install_peers(session)
+    compile_kernels(session)
     for package, name in ((ROSE, "RoSE"), (GROUPING, "spatial_grouping_attention")):
         measure = {"COVERAGE_FILE": str(Path(session.create_tmp()).resolve() / f"{name}.coverage")}
         session.run("coverage", "erase", env=measure)

@@ -16,6 +16,9 @@ SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
 # Of packages, the wheels that this run of nox has built.
 _WHEELS: dict[Path, str] = {}
 
+# Where this run of nox has installed torch.
+_TORCH: set[Path] = set()
+
 # One thread per test worker: two workers that each start a thread per core only get in each other's way.
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -25,8 +28,22 @@ def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = 
 
     What is imported is compiled then: to compile all of torch takes longer than the tests of many a session.
     """
+    if set(requirements) & set(_WHEELS.values()):
+        _find_torch(session)
     listed = nox.project.dependency_groups(SETTINGS, *groups) if groups else ()
     session.install("--no-compile", "-c", str(CONSTRAINTS), *requirements, *listed)
+
+
+def _find_torch(session: nox.Session) -> None:
+    """Let an environment find torch in a folder that all share: to install and compile it takes long."""
+    here = Path(session.virtualenv.location)
+    shared = here.with_name("torch")
+    if shared not in _TORCH:
+        shutil.rmtree(shared, ignore_errors=True)
+        session.install("--no-compile", "-c", str(CONSTRAINTS), "--target", str(shared), "torch")
+        _TORCH.add(shared)
+    for packages in here.rglob("site-packages"):
+        (packages / "torch.pth").write_text(f"{shared}\n", encoding="utf-8")
 
 
 def install_peers(session: nox.Session) -> None:
@@ -80,6 +97,11 @@ def build(session: nox.Session, *packages: Path) -> list[str]:
             session.run("hatchling", "build", "-t", "wheel", "-d", str(target), silent=True)
         _WHEELS[package] = str(max(target.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime))
     return [_WHEELS[package] for package in packages]
+
+
+def compile_kernels(session: nox.Session) -> None:
+    """Compile the kernels that numba makes, once, and not by every worker at the same time."""
+    session.run("python", str(ROOT / "tools" / "make_kernels.py"), env=PINNED)
 
 
 def take_kernels(session: nox.Session, other: str) -> None:

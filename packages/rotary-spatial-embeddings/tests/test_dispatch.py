@@ -306,6 +306,8 @@ def test_a_failing_kernel_is_reported_once_and_the_plain_form_serves(
 
 
 def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "rotate_positions_backward", lambda q, k, c, f, *rest: (q * 0, k * 0, c * 0, f * 0))
+    monkeypatch.setattr(
+        operators, "_run_rotate_positions_backward", lambda q, k, c, f, *rest: (q * 0, k * 0, c * 0, f * 0)
+    )
     with pytest.raises(ArithmeticError, match="the gradient to q is off"):
         agreement.check_rotation(torch.device("cpu"))

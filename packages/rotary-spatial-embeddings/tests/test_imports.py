@@ -33,6 +33,7 @@ ORDER = (
     "transforms",
     "constants",
     "memo",
+    "direct",
     "tracing",
     "wide",
     "frequencies",

@@ -7,6 +7,7 @@ environment), and on a GPU (mark ``gpu``).
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from RoSE import functional, kernels
 from RoSE.kernels import operators
 from torch import Tensor
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 INTERPRETER = pytest.param("cpu", marks=pytest.mark.triton)
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -279,6 +281,29 @@ def test_operators_keep_their_contract_with_torch(device: str) -> None:
     opcheck(operators.rotate_in_place, (q.clone(), cos, sin, True), test_utils=backward)
     for x in (None, q):
         opcheck(operators.rotate_backward, (x, cos, sin, True, grad), test_utils=backward)
+
+
+@everywhere
+def test_the_dispatcher_is_asked_only_where_somebody_looks_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does around an operator takes as long as a launch, and its first call imports the compiler."""
+    q, k, coordinates, freqs = (x.to(device) for x in operands())
+    leaves = [x.requires_grad_() for x in (q, k, coordinates, freqs)]
+    cos, sin = (torch.ones(q.shape[2], 1, requires_grad=True, device=device) for _ in range(2))
+    watching = []
+    for name in ("rotate", "rotate_backward", "rotate_positions", "rotate_positions_backward"):
+        watching.append(Mock(wraps=getattr(operators, name)))
+        monkeypatch.setattr(operators, name, watching[-1])
+
+    def use() -> None:
+        for x in kernels.rotate_positions(q, k, coordinates, freqs):
+            torch.autograd.grad(x.sum(), leaves, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(kernels.rotate(q, cos, sin).sum(), (q, cos, sin))
+
+    use()
+    assert not any(operator.called for operator in watching)
+    with FlopCounterMode(display=False):
+        use()
+    assert all(operator.called for operator in watching)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated

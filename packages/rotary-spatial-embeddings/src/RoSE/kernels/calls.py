@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..direct import is_watched
+from ..tracing import is_transformed
 from ..validation import require_position_dtype
 from . import operators
 from .support import MOST_DIMENSIONS, refusals
@@ -34,7 +36,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, in_
         _require_no_gradient(x, cos, sin)
         operators.rotate_in_place(x, cos, sin, interleaved)
         return x
-    out: Tensor = operators.rotate(x, cos, sin, interleaved)
+    turn = operators.rotate if _somebody_looks_on(x, cos, sin) else operators.rotate_directly
+    out: Tensor = turn(x, cos, sin, interleaved)
     return out
 
 
@@ -97,8 +100,14 @@ def rotate_positions(
         _require_no_gradient(q, q if k is None else k, coordinates, freqs)
         operators.rotate_positions_in_place(q, k, positions, freqs, num_prefix_tokens, interleaved)
         return q, k
-    q_out, k_out = operators.rotate_positions(q, k, positions, freqs, num_prefix_tokens, interleaved)
+    watched = _somebody_looks_on(q, k, positions, freqs)
+    turn = operators.rotate_positions if watched else operators.rotate_positions_directly
+    q_out, k_out = turn(q, k, positions, freqs, num_prefix_tokens, interleaved)
     return q_out, None if k is None else k_out
+
+
+def _somebody_looks_on(*tensors: Tensor | None) -> bool:
+    return is_watched(*tensors) or is_transformed()
 
 
 def _require_served(x: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,6 +27,14 @@ _ANGLES = ("cos", "sin", "dcos", "dsin")
 
 # Offsets within one sample and head fit 32 bits below this.
 _NARROW = 2**31
+
+
+class Strided(NamedTuple):
+    """How a tensor lies in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 def block_of_tokens(channels: int) -> int:
@@ -91,6 +100,9 @@ def _launch(
     if like.numel() == 0:
         return
     operands = tensors | angles
+    if like.shape[0] <= _MOST_SAMPLES:
+        _launch_part(kernel, like, operands, interleaved)
+        return
     for start in range(0, like.shape[0], _MOST_SAMPLES):
         part = {
             name: x[start : start + _MOST_SAMPLES] if isinstance(x, Tensor) and name != "freqs" else x
@@ -100,51 +112,59 @@ def _launch(
 
 
 def _launch_part(kernel: Any, like: Tensor, operands: dict[str, Any], interleaved: bool) -> None:
-    batch, heads, tokens, channels = like.shape
-    strides = {
-        name: None if (x := operands[name.removesuffix("_strides")]) is None else _sealed(x)
+    forms = tuple(Strided(name, x.shape, x.stride()) for name, x in operands.items() if isinstance(x, Tensor))
+    grid, described = _described(kernel, like.shape, forms)
+    # Triton launches on the current device, wherever the operands are.
+    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
+        kernel[grid](**operands, **described, INTERLEAVED=interleaved)
+
+
+# Asked again and again of the same few, and more work than a launch.
+@functools.lru_cache(1024)
+def _described(
+    kernel: Any, like: tuple[int, ...], forms: tuple[Strided, ...]
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Programs of a launch, and what its kernel is told of the tensors."""
+    batch, heads, tokens, channels = like
+    named = {x.name: x for x in forms}
+    block = block_of_tokens(channels)
+    described: dict[str, Any] = {
+        name: None if (x := named.get(name.removesuffix("_strides"))) is None else _sealed(x)
         for name in kernel.arg_names
         if name.endswith("_strides")
     }
-    block = block_of_tokens(channels)
-    # Triton launches on the current device, wherever the operands are.
-    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-        kernel[heads * triton.cdiv(tokens, block), batch](
-            **operands,
-            **strides,
-            heads=heads,
-            tokens=tokens,
-            CHANNELS=channels,
-            BLOCK_N=block,
-            BLOCK_P=_padded_planes(channels),
-            INTERLEAVED=interleaved,
-            ALIGNED=_aligned(operands, _CHANNELS),
-            ALIGNED_ANGLES=_aligned(operands, _ANGLES),
-            WIDE=any(_extent(x) >= _NARROW for x in operands.values() if isinstance(x, Tensor)),
-        )
+    described |= {
+        "heads": heads,
+        "tokens": tokens,
+        "CHANNELS": channels,
+        "BLOCK_N": block,
+        "BLOCK_P": _padded_planes(channels),
+        "ALIGNED": _aligned(named, _CHANNELS),
+        "ALIGNED_ANGLES": _aligned(named, _ANGLES),
+        "WIDE": any(_extent(x) >= _NARROW for x in forms),
+    }
+    return (heads * triton.cdiv(tokens, block), batch), described
 
 
 def _padded_planes(channels: int) -> int:
     return int(triton.next_power_of_2((channels + 1) // 2))
 
 
-def _extent(x: Tensor) -> int:
+def _extent(x: Strided) -> int:
     """Distance in elements from the first to the last of one sample and head."""
-    return sum((n - 1) * s for n, s in zip(x.shape[-2:], x.stride()[-2:], strict=True))
+    return sum((n - 1) * s for n, s in zip(x.shape[-2:], x.strides[-2:], strict=True))
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
+def _strides(x: Strided) -> tuple[int, ...]:
     """Those of axes along which there is more than one; of others they may be anything, and 0 is as good."""
-    return tuple(0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return tuple(0 if n == 1 else stride for n, stride in zip(x.shape, x.strides, strict=True))
 
 
-def _sealed(x: Tensor) -> tuple[int, ...]:
+def _sealed(x: Strided) -> tuple[int, ...]:
     """Strides, which change with sizes; that along rows does not, and 1 is worth a kernel."""
     *others, last = _strides(x)
-    return (*seal(tuple(others)), x.stride(-1) if last == 0 else last)
+    return (*seal(tuple(others)), x.strides[-1] if last == 0 else last)
 
 
-def _aligned(operands: dict[str, Any], names: tuple[str, ...]) -> bool:
-    return all(
-        stride % 16 == 0 for name in names if operands.get(name) is not None for stride in _strides(operands[name])[:-1]
-    )
+def _aligned(named: dict[str, Strided], names: tuple[str, ...]) -> bool:
+    return all(stride % 16 == 0 for name in names if name in named for stride in _strides(named[name])[:-1])

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..direct import directly, is_watched
 from ..rotation import reduce_plain, rotate_plain
 from ..tracing import is_batched
 from .plain import rotate_by_positions
+
+_OP = "rotary_spatial_embeddings::"
 
 
 def _launch() -> ModuleType:
@@ -34,11 +37,7 @@ def _given(x: Tensor, cos: Tensor, sin: Tensor) -> dict[str, Any]:
     return _launch().given(_four(cos, *lead), _four(sin, *lead))  # type: ignore[no-any-return]
 
 
-_OP = "rotary_spatial_embeddings::"
-
-
-@torch.library.custom_op(_OP + "rotate", mutates_args=())
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def _run_rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Turn x, four-dimensional at most, by given cosines and sines."""
     out = torch.empty_like(x)
     _launch().rotate(_four(x), None, _four(out), None, _given(x, cos, sin), interleaved)
@@ -51,8 +50,7 @@ def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> N
     _launch().rotate(_four(x), None, _four(x), None, _given(x, cos, sin), interleaved)
 
 
-@torch.library.custom_op(_OP + "rotate_backward", mutates_args=())
-def rotate_backward(
+def _run_rotate_backward(
     x: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (x, cos, sin); the latter two empty without x."""
@@ -75,8 +73,7 @@ def rotate_backward(
     return dx, dcos, dsin
 
 
-@torch.library.custom_op(_OP + "rotate_positions", mutates_args=())
-def rotate_positions(
+def _run_rotate_positions(
     q: Tensor, k: Tensor | None, coordinates: Tensor, freqs: Tensor, prefix: int, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     """Turn q and k, (B, H, N, D), by coordinates (B, N - prefix, axes); an empty tensor stands for no k."""
@@ -96,8 +93,7 @@ def rotate_positions_in_place(
     launch.rotate(q, k, q, k, launch.computed(coordinates, freqs, prefix), interleaved)
 
 
-@torch.library.custom_op(_OP + "rotate_positions_backward", mutates_args=())
-def rotate_positions_backward(
+def _run_rotate_positions_backward(
     q: Tensor | None,
     k: Tensor | None,
     coordinates: Tensor,
@@ -131,6 +127,14 @@ def rotate_positions_backward(
     dcoordinates = coordinates.new_empty(0) if by_head is None else by_head.sum(1).to(coordinates.dtype)
     dfreqs = freqs.new_empty(0) if by_block is None else by_block.sum((0, 1)).to(freqs.dtype)
     return dq, dk, dcoordinates, dfreqs
+
+
+rotate = torch.library.custom_op(_OP + "rotate", _run_rotate, mutates_args=())
+rotate_backward = torch.library.custom_op(_OP + "rotate_backward", _run_rotate_backward, mutates_args=())
+rotate_positions = torch.library.custom_op(_OP + "rotate_positions", _run_rotate_positions, mutates_args=())
+rotate_positions_backward = torch.library.custom_op(
+    _OP + "rotate_positions_backward", _run_rotate_positions_backward, mutates_args=()
+)
 
 
 def _angle_gradient(x: Tensor | None, cos: Tensor) -> Tensor:
@@ -186,7 +190,8 @@ def _differentiate_rotate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() or is_batched(grad):
         dx = rotate_plain(grad, cos, -sin, ctx.interleaved)
         return dx, *(reduce_plain(grad, x, cos, ctx.interleaved) if ctx.angles_need_grad else (None, None)), None
-    dx, dcos, dsin = rotate_backward(x, cos, sin, ctx.interleaved, grad)
+    back = rotate_backward if is_watched(grad) else _run_rotate_backward
+    dx, dcos, dsin = back(x, cos, sin, ctx.interleaved, grad)
     if not ctx.angles_need_grad:
         return dx, None, None, None
     return dx, dcos.sum_to_size(cos.shape).to(cos.dtype), dsin.sum_to_size(sin.shape).to(sin.dtype), None
@@ -206,9 +211,8 @@ def _differentiate_positions(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[
     if torch.is_grad_enabled() or is_batched(grad_q) or is_batched(grad_k):
         differentiate = _differentiate_plain_form if any(ctx.needs) else _turn_back_plainly
         return *differentiate((q, k), coordinates, freqs, ctx.prefix, ctx.interleaved, grads), None, None
-    dq, dk, dcoordinates, dfreqs = rotate_positions_backward(
-        q, k, coordinates, freqs, ctx.prefix, ctx.interleaved, *grads, *ctx.needs
-    )
+    back = rotate_positions_backward if is_watched(grad_q, grad_k) else _run_rotate_positions_backward
+    dq, dk, dcoordinates, dfreqs = back(q, k, coordinates, freqs, ctx.prefix, ctx.interleaved, *grads, *ctx.needs)
     return (
         dq,
         dk if ctx.with_k else None,
@@ -251,3 +255,6 @@ def _differentiate_plain_form(
 
 rotate.register_autograd(_differentiate_rotate, setup_context=_save_rotate)
 rotate_positions.register_autograd(_differentiate_positions, setup_context=_save_positions)
+
+rotate_directly = directly(_run_rotate, _save_rotate, _differentiate_rotate)
+rotate_positions_directly = directly(_run_rotate_positions, _save_positions, _differentiate_positions)

@@ -22,7 +22,7 @@ class DeformableAssignment(AssignmentOfHeads):
         neighbourhood: the grids of tokens and groups.
         valid: (B, N_in) boolean, false for tokens that belong to no group; None for all.
         valid_groups: (B, N_out) boolean, false for groups that nobody sees; None for all.
-        backend: ``"auto"``, ``"reference"`` or ``"native"``.
+        backend: ``"auto"``, ``"reference"``, ``"native"`` or ``"triton"``.
     """
 
     def __init__(

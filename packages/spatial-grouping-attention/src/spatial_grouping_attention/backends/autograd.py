@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from RoSE.direct import is_watched
 from torch import Tensor
 
 from .transforms import under_transform
-
-_ORDINARY = (Tensor, torch.nn.Parameter)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,41 +53,6 @@ class Once(torch.autograd.Function):
         return function(*operands)
 
     backward = staticmethod(refuse_second_derivative)
-
-
-def is_watched(*tensors: Tensor | None) -> bool:
-    """Whether somebody looks on who must be shown operators: a compiler, an exporter, a mode or a kind of tensor."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    for x in tensors:
-        if x is not None and (type(x) not in _ORDINARY or torch._C._functorch.is_legacy_batchedtensor(x)):
-            return True
-    return False
-
-
-def directly(
-    function: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
-) -> Callable[..., Any]:
-    """A function with its gradient, for when nobody looks on: what torch does around an operator costs more than small
-    grids do.
-
-    Args:
-        function: what is computed, outside of any graph.
-        save: called as ``save(ctx, inputs, outputs)``.
-        differentiate: called as ``differentiate(ctx, *gradients)``.
-    """
-
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = function(*args)
-            save(ctx, args, output)
-            return output
-
-        backward = staticmethod(differentiate)
-
-    apply: Callable[..., Any] = Direct.apply
-    return apply
 
 
 def shown(operator: Callable[..., Any], function: Callable[..., Any], *tensors: Tensor | None) -> Callable[..., Any]:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from RoSE.direct import directly, is_watched
 from torch import Tensor
 
 from ..geometry import Neighbourhood
-from .autograd import directly, is_watched, once, refuse_second_derivative, without_autocast
+from .autograd import once, refuse_second_derivative, without_autocast
 from .engines import KEEPING, engine
 from .flops import announce
 from .operands import Gradients, Operands, Pooled

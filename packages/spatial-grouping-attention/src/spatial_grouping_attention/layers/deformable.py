@@ -49,9 +49,9 @@ class DeformableSpatialGroupingAttention(SpatialGroupingAttention):
         num_points: points per token and head; None for 3 to the power of ``spatial_dims``. They start on the
             nearest places of the smallest odd window that holds them.
         relative_bias: whether to learn a bias per head and point.
-        backend: ``"auto"``, ``"reference"`` (plain torch) or ``"native"`` (kernels for a CPU, which need numba). "auto"
-            takes the latter where they can serve; asked for by name they raise where they cannot, as on a GPU and under
-            a compiler.
+        backend: ``"auto"``, ``"reference"`` (plain torch), ``"native"`` (kernels for a CPU, which need numba) or
+            ``"triton"`` (kernels for NVIDIA GPUs). "auto" takes kernels where they can serve; asked for by name they
+            raise where they cannot, as on another device and under a compiler.
 
     Raises:
         TypeError: an argument has the wrong type or is unknown.

@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from RoSE.direct import directly, is_watched
 from RoSE.tracing import is_transformed
 from torch import Tensor
 
 from ...geometry.lattice import Lattice
-from ..autograd import directly, is_watched
 from . import plain
 from .derivatives import Relative, Wanted
 

@@ -7,6 +7,7 @@ from functools import partial
 from types import ModuleType
 
 import torch
+from RoSE.direct import is_watched
 from RoSE.kernels.selfcheck import SelfCheck
 from RoSE.tracing import is_transformed
 from RoSE.validation import require_choice
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from ...geometry.lattice import Lattice
 from .. import triton as windows
-from ..autograd import is_watched
 from . import plain
 from .compiled import Compiled
 

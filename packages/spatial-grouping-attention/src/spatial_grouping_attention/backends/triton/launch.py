@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -194,14 +195,19 @@ def _sealed(layout: Layout, programs: Triple) -> tuple[tuple[int, ...], ...]:
 
 def as_rows(x: Tensor | None) -> Rows | None:
     """A tensor as kernels take rows of vectors, or one number per row."""
-    if x is None:
-        return None
-    *strides, step = x.stride()
+    return None if x is None else Rows(x, *_strides_as_given(x.stride()))
+
+
+# Asked again and again of the same few, and as much work as a launch.
+@functools.lru_cache(1024)
+def _strides_as_given(strides: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """What :class:`Rows` say of strides."""
+    *others, step = strides
     # Rows alone are read in vectors; of numbers and masks a thread reads one.
-    aligned = x.ndim == _ROW_AXES and all(stride % _ALIGNED_UNIT == 0 for stride in strides)
+    aligned = len(strides) == _ROW_AXES and all(stride % _ALIGNED_UNIT == 0 for stride in others)
     # Triton compiles for a number that is 1, or is a multiple of 16.
     unit = _ALIGNED_UNIT if aligned else 1
-    return Rows(x, seal(tuple(stride // unit for stride in strides)), unit, step)
+    return seal(tuple(stride // unit for stride in others)), unit, step
 
 
 def _padded(channels: int) -> int:
@@ -211,9 +217,10 @@ def _padded(channels: int) -> int:
 
 def _wide(x: Operands, tensors: Tensors) -> bool:
     every = (x.q, x.k, *tensors.values())
-    return any(_extent(tensor) >= _NARROW for tensor in every if tensor is not None)
+    return any(_extent(tensor.shape, tensor.stride()) >= _NARROW for tensor in every if tensor is not None)
 
 
-def _extent(x: Tensor) -> int:
+@functools.lru_cache(1024)
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Distance in elements from the first to the last of one sample and head."""
-    return sum((n - 1) * s for n, s in zip(x.shape[2:], x.stride()[2:], strict=True))
+    return sum((n - 1) * s for n, s in zip(shape[2:], strides[2:], strict=True))

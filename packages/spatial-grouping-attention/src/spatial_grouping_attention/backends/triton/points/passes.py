@@ -24,7 +24,7 @@ from .bundles import Points
 MOST_CHANNELS = 128
 """That a program works through at a time."""
 
-BLOCK_BYTES = 2**12
+BLOCK_BYTES = 2**11
 """Of the vectors that a program sees at a point of its tokens."""
 
 MOST_TOKENS = 128

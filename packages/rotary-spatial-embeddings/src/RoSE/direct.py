@@ -1,0 +1,46 @@
+"""Calls that go around torch's dispatcher where nobody looks on: what it does around an operator costs more than small
+grids do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def is_watched(*tensors: Tensor | None) -> bool:
+    """Whether somebody looks on who must be shown operators: a compiler, an exporter, a mode or a kind of tensor."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    for x in tensors:
+        if x is not None and (type(x) not in _ORDINARY or torch._C._functorch.is_legacy_batchedtensor(x)):
+            return True
+    return False
+
+
+def directly(
+    function: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function with its gradient, for when nobody looks on.
+
+    Args:
+        function: what is computed, outside of any graph.
+        save: called as ``save(ctx, inputs, outputs)``.
+        differentiate: called as ``differentiate(ctx, *gradients)``.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = function(*args)
+            save(ctx, args, output)
+            return output
+
+        backward = staticmethod(differentiate)
+
+    apply: Callable[..., Any] = Direct.apply
+    return apply
