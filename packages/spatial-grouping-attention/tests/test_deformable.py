@@ -14,6 +14,7 @@ from layer_cases import SHAPES, make_layer, tokens
 from RoSE.tracing import is_transformed
 from spatial_grouping_attention.backends import deformable
 from spatial_grouping_attention.backends.deformable import labelling, points, selection
+from spatial_grouping_attention.backends.deformable.compiled import Compiled
 from spatial_grouping_attention.backends.deformable.interpolation import interpolate
 from spatial_grouping_attention.backends.semantics import most_likely
 
@@ -32,7 +33,7 @@ ENGINES = [
 def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """All of these hold for every engine, and are computed by the one that is named."""
 
-    def named(_: str, *operands: Any) -> ModuleType:
+    def named(_: str, *operands: Any) -> ModuleType | Compiled:
         return selection.engine("reference" if is_transformed() else request.param, *operands)
 
     with pytest.MonkeyPatch.context() as patch:
