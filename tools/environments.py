@@ -37,10 +37,13 @@ def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = 
 def _find_torch(session: nox.Session) -> None:
     """Let an environment find torch in a folder that all share: to install and compile it takes long."""
     here = Path(session.virtualenv.location)
-    shared = here.with_name("torch")
+    shared, fresh = here.with_name("torch"), here.with_name("torch-incomplete")
     if shared not in _TORCH:
-        shutil.rmtree(shared, ignore_errors=True)
-        session.install("--no-compile", "-c", str(CONSTRAINTS), "--target", str(shared), "torch")
+        shutil.rmtree(fresh, ignore_errors=True)
+        session.install("--no-compile", "-c", str(CONSTRAINTS), "--target", str(fresh), "torch")
+        if fresh.exists():  # which it does not where environments are used again as they are
+            shutil.rmtree(shared, ignore_errors=True)
+            fresh.rename(shared)
         _TORCH.add(shared)
     for packages in here.rglob("site-packages"):
         (packages / "torch.pth").write_text(f"{shared}\n", encoding="utf-8")
@@ -108,7 +111,7 @@ def take_kernels(session: nox.Session, other: str) -> None:
     """Take over kernels that another session has compiled: numba keeps them beside the package, and knows its text."""
     here = Path(session.virtualenv.location)
     there = here.with_name(other)
-    for kept in there.rglob("spatial_grouping_attention/backends/native/**/__pycache__/*.nb[ic]"):
+    for kept in there.rglob("spatial_grouping_attention/backends/native/**/__pycache__/*.nbc"):
         place = here / kept.relative_to(there)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(kept, place)
@@ -144,10 +147,16 @@ def _write_bill(session: nox.Session, environment: Path, bill: Path, *options: s
 
 
 def import_alone(session: nox.Session, name: str) -> None:
-    """Import a package beside nothing but what it requires; a warning of its own is an error."""
+    """Import a package beside nothing but what it requires; a warning of its own is an error.
+
+    That it requires torch is asked: torch is there in any case.
+    """
     # torch itself warns where there is no NumPy.
     strict = f"import torch, warnings; warnings.simplefilter('error'); import {name} as it; print(it.__version__)"
     session.run("python", "-c", strict)
+    distribution = "importlib.metadata.packages_distributions()[sys.argv[1]][0]"
+    required = f"any(r.startswith('torch') for r in importlib.metadata.requires({distribution}))"
+    session.run("python", "-c", f"import importlib.metadata, sys; assert {required}", name)
 
 
 def run_tests(session: nox.Session, *paths: Path, options: tuple[str, ...] = (), **environment: str) -> None:

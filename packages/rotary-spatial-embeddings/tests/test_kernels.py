@@ -14,6 +14,7 @@ import torch
 from RoSE import functional, kernels
 from RoSE.kernels import operators
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -304,6 +305,24 @@ def test_the_dispatcher_is_asked_only_where_somebody_looks_on(device: str, monke
     with FlopCounterMode(display=False):
         use()
     assert all(operator.called for operator in watching)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's word of TorchScript
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@everywhere
+def test_tracers_see_operators(device: str) -> None:
+    q, k, coordinates, freqs = (x.to(device) for x in operands())
+
+    def rotate(q: Tensor, k: Tensor, coordinates: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor | None]:
+        return kernels.rotate_positions(q, k, coordinates, freqs)
+
+    want = rotate(q, k, coordinates, freqs)
+    for pre_dispatch in (False, True):
+        graph = make_fx(rotate, pre_dispatch=pre_dispatch)(q, k, coordinates, freqs)
+        assert "rotary_spatial_embeddings.rotate_positions" in graph.code
+        assert all(map(torch.equal, graph(q, k, coordinates, freqs), want))
+    traced = torch.jit.trace(rotate, (q, k, coordinates, freqs))
+    assert all(map(torch.equal, traced(q, k, coordinates, freqs), want))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated

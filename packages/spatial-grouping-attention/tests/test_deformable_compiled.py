@@ -4,6 +4,7 @@ The laws of points hold for all engines, see test_deformable.py. What is marked 
 the sessions tests-optional and tests-gpu.
 """
 
+import io
 import itertools
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -251,6 +253,74 @@ def test_constants_are_those_of_the_formulas(kernels: Kernels) -> None:
 
 
 @everywhere
+def test_places_that_are_not_numbers_reach_the_same_groups(kernels: Kernels) -> None:
+    """Also where the first groups of a grid are not valid."""
+    by, device = kernels
+    grid, (rows, of_tokens, places, _) = case(
+        (4, 4), batch=1, heads=1, count=3, points=2, channels=2, holes=False, seed=1
+    )
+    valid = torch.ones(4, 4, dtype=torch.bool)
+    valid[:2], valid[:, :2] = False, False
+    places[0, 0, 1, 0, 0] = torch.nan
+    shares = torch.zeros(places.shape[:-1], dtype=torch.float64)
+    grid = lattice((4, 4), valid.view(1, 16))
+    want = plain.relative_sums(shares, places, of_tokens, grid)[:2]
+    there, (rows, of_tokens, places, shares) = on(grid, [rows, of_tokens, places, shares], device)
+    for got, expected in zip(by.relative_sums(shares, places, of_tokens, there)[:2], want, strict=True):
+        assert torch.equal(got.cpu().isnan(), expected.isnan())
+        assert_near(got.cpu().nan_to_num(), expected.nan_to_num(), 1e-12)
+
+
+@everywhere
+@pytest.mark.parametrize("channels", [8, 3])
+def test_results_may_be_changed_in_place(channels: int, kernels: Kernels) -> None:
+    by, device = kernels
+    made = case((3, 4), batch=1, heads=1, count=4, points=1, channels=channels, holes=False, seed=4)
+    grid, operands = on(*made, device)
+    rows, of_tokens, places, numbers = (x.requires_grad_() for x in operands)
+    for result in (
+        by.averages(numbers, places, rows, grid),
+        by.sums(numbers, places, of_tokens, grid),
+        by.relative_sums(numbers, places, of_tokens, grid)[0],
+    ):
+        result.mul_(2.0).sum().backward()
+
+
+@pytest.mark.parametrize("kernels", [INTERPRETED, ON_GPU])
+def test_sums_without_an_order_are_left_to_the_formulas(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where determinism is asked for between forward and backward."""
+    by, device = kernels
+    made = case((3, 4), batch=1, heads=1, count=4, points=1, channels=3, holes=False, seed=4)
+    grid, operands = on(*made, device)
+    rows, of_tokens, places, _ = (x.requires_grad_() for x in operands)
+    products = by.products(rows, of_tokens, places, grid)
+    called = Mock()
+    monkeypatch.setattr(by.passes(), "derivatives", called)
+    torch.use_deterministic_algorithms(True)
+    try:
+        products.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not called.called
+    assert rows.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's word of TorchScript
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@compiled
+def test_layers_can_be_traced_and_kept(kernels: Kernels) -> None:
+    """TorchScript's tracer knows no functions of Python: it is shown operators."""
+    _, device = kernels
+    layer, shape = make_layer("deformable").eval().requires_grad_(False).to(device), (6, 9)
+    x = tokens(shape).to(device)
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: layer(x, 1.0, shape).x_out, (x,), check_trace=False)
+        torch.jit.save(traced, kept := io.BytesIO())
+        kept.seek(0)
+        assert_near(torch.jit.load(kept)(x).cpu(), layer(x, 1.0, shape).x_out.cpu(), 1e-5)
+
+
+@everywhere
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_only_gradients_that_are_wanted(name: str, kernels: Kernels) -> None:
     by, device = kernels
@@ -350,6 +420,8 @@ def test_what_they_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_INSTALLED", True)
     with pytest.raises(ValueError, match=r"native needs tensors on a cpu; got meta"):
         selection.engine("native", places.to("meta"), grid, rows.to("meta"))
+    with pytest.raises(ValueError, match=r"native needs tensors on one device; got cpu, meta"):
+        selection.engine("native", places, grid, rows.to("meta"))
     with pytest.raises(ValueError, match=r"triton needs tensors on cuda .* got meta"):
         selection.engine("triton", places.to("meta"), grid, rows.to("meta"))
     torch.use_deterministic_algorithms(True)

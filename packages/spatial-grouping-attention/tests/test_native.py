@@ -294,7 +294,7 @@ def test_quiet_where_nothing_can_be_cached(place: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert not any(obstacle.parent.glob("**/*.nbi"))
+    assert not any(obstacle.parent.glob("**/*.nbc"))
 
 
 @needs_numba
@@ -315,6 +315,25 @@ def test_kernels_are_kept_for_the_next_process(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     assert [int(count) for count in hits] == [0, 1]
+
+
+@needs_numba
+def test_a_kept_kernel_says_itself_what_it_is(tmp_path: Path) -> None:
+    """Numba's own index may name a file that another process, or an older version, has filled with something else."""
+    from spatial_grouping_attention.backends.native.jit import _Files
+
+    def files(stamp: int) -> _Files:
+        return _Files(str(tmp_path), "kernel.py311", stamp)
+
+    keys = [(dtype, ("machine",), digest) for dtype in ("float32", "float64") for digest in ("old", "new")]
+    for key in keys:
+        files(1).save(key, f"code of {key}")
+    assert len(list(tmp_path.iterdir())) == 2  # of an older version nothing is left
+    assert [files(1).load(key) for key in keys] == [None, f"code of {keys[1]}", None, f"code of {keys[3]}"]
+    assert files(2).load(keys[1]) is None
+    first, second = sorted(tmp_path.iterdir())
+    first.write_bytes(second.read_bytes())
+    assert sorted(map(str, map(files(1).load, (keys[1], keys[3])))).count("None") == 1
 
 
 @needs_numba

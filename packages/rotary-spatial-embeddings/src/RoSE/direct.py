@@ -14,7 +14,10 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 def is_watched(*tensors: Tensor | None) -> bool:
     """Whether somebody looks on who must be shown operators: a compiler, an exporter, a mode or a kind of tensor."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    before = torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    if torch._C._len_torch_dispatch_stack() > 0 or before > 0:
         return True
     for x in tensors:
         if x is not None and (type(x) not in _ORDINARY or torch._C._functorch.is_legacy_batchedtensor(x)):
@@ -23,24 +26,23 @@ def is_watched(*tensors: Tensor | None) -> bool:
 
 
 def directly(
-    function: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
+    name: str, function: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
 ) -> Callable[..., Any]:
     """A function with its gradient, for when nobody looks on.
 
     Args:
+        name: by which graphs, errors and profiles call it.
         function: what is computed, outside of any graph.
         save: called as ``save(ctx, inputs, outputs)``.
         differentiate: called as ``differentiate(ctx, *gradients)``.
     """
 
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = function(*args)
-            save(ctx, args, output)
-            return output
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function(*args)
+        save(ctx, args, output)
+        return output
 
-        backward = staticmethod(differentiate)
-
-    apply: Callable[..., Any] = Direct.apply
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
+    made: Any = type(name, (torch.autograd.Function,), methods)
+    apply: Callable[..., Any] = made.apply
     return apply

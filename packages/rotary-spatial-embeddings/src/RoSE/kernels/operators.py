@@ -256,5 +256,7 @@ def _differentiate_plain_form(
 rotate.register_autograd(_differentiate_rotate, setup_context=_save_rotate)
 rotate_positions.register_autograd(_differentiate_positions, setup_context=_save_positions)
 
-rotate_directly = directly(_run_rotate, _save_rotate, _differentiate_rotate)
-rotate_positions_directly = directly(_run_rotate_positions, _save_positions, _differentiate_positions)
+rotate_directly = directly("rotate", _run_rotate, _save_rotate, _differentiate_rotate)
+rotate_positions_directly = directly(
+    "rotate_positions", _run_rotate_positions, _save_positions, _differentiate_positions
+)

@@ -263,8 +263,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     pass
 
 
-_assign_directly = directly(_run_assign, _save_assign, _differentiate_assign)
-_pool_directly = directly(_run_pool, _save_pool, _differentiate_pool)
+_assign_directly = directly("assign", _run_assign, _save_assign, _differentiate_assign)
+_pool_directly = directly("pool", _run_pool, _save_pool, _differentiate_pool)
 _assign_backward_directly = once(_run_assign_backward)
 _pool_backward_directly = once(_run_pool_backward)
 

@@ -23,9 +23,14 @@ from .derivatives import Relative, Wanted
 class Compiled:
     """The functions of :mod:`.plain`, by the passes of an engine's kernels."""
 
-    def __init__(self, name: str) -> None:
-        """Name of a package beside this one, whose ``points.passes`` are imported by the first call."""
-        self.name = name
+    def __init__(self, name: str, *, ordered: bool) -> None:
+        """What computes.
+
+        Args:
+            name: of a package beside this one, whose ``points.passes`` are imported by the first call.
+            ordered: whether its sums are taken in one order.
+        """
+        self.name, self.ordered = name, ordered
         self._products = self._function("products", _differentiate_products)
         self._averages = self._function("averages", _differentiate_averages)
         self._sums = self._function("sums", _differentiate_sums)
@@ -72,8 +77,8 @@ class Compiled:
 
         Args:
             name: of the function in :mod:`.plain`, and of the pass.
-            differentiate: called with the pass' derivatives, what of the three operands is wanted, operands, grid,
-                results and their gradients; returns gradients of the operands.
+            differentiate: called with the pass' derivatives, what of the three operands is wanted, operands, grid, all
+                results but the first and gradients of all; returns gradients of the operands.
         """
 
         def compute(*operands: Any) -> Any:
@@ -81,20 +86,21 @@ class Compiled:
 
         def save(ctx: Any, operands: tuple[Any, ...], results: Any) -> None:
             *tensors, ctx.groups = operands
-            ctx.several = isinstance(results, tuple)
-            if ctx.several:
-                ctx.mark_non_differentiable(results[-1])
-            ctx.save_for_backward(*tensors, *(results if ctx.several else ()))
+            numbers = results[1:] if isinstance(results, tuple) else ()
+            if numbers:
+                ctx.mark_non_differentiable(numbers[-1])
+            ctx.save_for_backward(*tensors, *numbers)
 
         def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
             saved = ctx.saved_tensors  # once: checkpoints count
-            operands, results, wanted = saved[:3], saved[3:], ctx.needs_input_grad[:3]
-            if torch.is_grad_enabled() or is_watched(*arriving) or is_transformed():
+            operands, numbers, wanted = saved[:3], saved[3:], ctx.needs_input_grad[:3]
+            to_be_ordered = torch.are_deterministic_algorithms_enabled() and not self.ordered
+            if torch.is_grad_enabled() or is_watched(*arriving) or is_transformed() or to_be_ordered:
                 return *_by_formulas(getattr(plain, name), operands, ctx.groups, wanted, arriving), None
             derivatives = self.passes().derivatives
-            return *differentiate(derivatives, wanted, *operands, ctx.groups, *results, *arriving), None
+            return *differentiate(derivatives, wanted, *operands, ctx.groups, *numbers, *arriving), None
 
-        return directly(compute, save, backward)
+        return directly(name, compute, save, backward)
 
 
 def _together(
@@ -194,7 +200,6 @@ def _differentiate_relative_sums(
     places: Tensor,
     v: Tensor,
     groups: Lattice,
-    total: Tensor,
     masses: Tensor,
     highest: Tensor,
     gradient: Tensor,

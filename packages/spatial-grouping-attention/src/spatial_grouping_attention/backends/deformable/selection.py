@@ -18,7 +18,7 @@ from .. import triton as windows
 from . import plain
 from .compiled import Compiled
 
-NATIVE, TRITON = Compiled("native"), Compiled("triton")
+NATIVE, TRITON = Compiled("native", ordered=True), Compiled("triton", ordered=False)
 
 BACKENDS = ("auto", "reference", NATIVE.name, TRITON.name)
 """By which a caller asks for one."""
@@ -33,18 +33,17 @@ def refusals(by: Compiled, places: Tensor, groups: Lattice, *operands: Tensor) -
     """Reasons why kernels cannot compute with places and other operands; empty where they can."""
     tensors = (places, *operands) if groups.valid is None else (places, *operands, groups.valid)
     reasons = []
+    if len(devices := sorted({str(x.device) for x in tensors})) > 1:
+        reasons.append(f"{by.name} needs tensors on one device; got {', '.join(devices)}")
     if by is TRITON:
-        # Of every tensor: kernels of a GPU would read what lies elsewhere.
-        for device in {x.device for x in tensors}:
-            reasons += windows.refusals_of_device(device)
-        if torch.are_deterministic_algorithms_enabled():
-            reasons.append("triton adds up what groups receive in any order, and algorithms are to be deterministic")
+        reasons += windows.refusals_of_device(places.device)
     else:
-        devices = {x.device.type for x in tensors}
         if not _INSTALLED:
             reasons.append("native needs numba: pip install spatial-grouping-attention[cpu]")
-        if devices != {"cpu"}:
-            reasons.append(f"native needs tensors on a cpu; got {', '.join(sorted(devices))}")
+        if not places.is_cpu:
+            reasons.append(f"native needs tensors on a cpu; got {places.device.type}")
+    if torch.are_deterministic_algorithms_enabled() and not by.ordered:
+        reasons.append(f"{by.name} adds up what groups receive in any order, and algorithms are to be deterministic")
     if len(groups.shape) > MOST_AXES:
         reasons.append(f"{by.name} takes up to {MOST_AXES} axes; got {len(groups.shape)}")
     types = {operand.dtype for operand in (places, *operands)}

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import torch
 from numba.core import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from .structures import kind_of
 
@@ -34,8 +34,37 @@ def _digest() -> bytes:
 _SOURCES = _digest()
 
 
+class _Files(IndexDataCacheFile):  # type: ignore[misc]
+    """A file for every kernel and type, which says itself what it holds.
+
+    Numba numbers its files, and says in another which is which. Two processes that compile for two types at once may
+    then write to one, and a third that reads between two writes finds what an older version left there: code of
+    another type or layout, which it would run.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        self._save_data(self._name(key), (self._source_stamp, key, data))
+
+    def load(self, key: Any) -> Any:
+        try:
+            stamp, kept, data = self._load_data(self._name(key))
+        except FileNotFoundError:
+            return None
+        return data if (stamp, kept) == (self._source_stamp, key) else None
+
+    def _name(self, key: Any) -> str:
+        # Of the sources there is no word here: what an older version left is written over.
+        signature, machine, *_ = key
+        told = hashlib.sha256(repr((self._version, signature, machine)).encode()).hexdigest()
+        return f"{self._index_name.removesuffix('.nbi')}.{told[:16]}.nbc"
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]
     """Numba's cache with the sources in its keys, which is silent where nothing can be written."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:
         return (*super()._index_key(signature, codegen), _SOURCES)

@@ -111,7 +111,7 @@ def averages(shares: Tensor, places: Tensor, u: Tensor, groups: Lattice) -> Tens
     u, shares = _readable(u), shares.detach().contiguous()
     out = u.new_zeros(*places.shape[:3], u.shape[3])
     this.run(forward.averages, Forward(rows_of(u), rows_of(out), floats(shares)), u.shape[3])
-    return out[..., :channels]
+    return _cut(out, channels)
 
 
 def sums(shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> Tensor:
@@ -120,7 +120,7 @@ def sums(shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> Tensor:
     v, shares = _readable(v), shares.detach().contiguous()
     total = this.sums(v.shape[3])
     this.run(forward.sums, Sums(rows_of(v), floats(shares), _NOTHING, floats(total), _NOTHING), v.shape[3])
-    return total.sum(2)[..., :channels]
+    return _cut(total.sum(2), channels)
 
 
 def relative_sums(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +132,7 @@ def relative_sums(log_shares: Tensor, places: Tensor, v: Tensor, groups: Lattice
     top, total, masses = tops.amax(2), this.sums(v.shape[3]), this.sums()
     to = Sums(rows_of(v), floats(log_shares), floats(top), floats(total), floats(masses))
     this.run(forward.sums, to, v.shape[3])
-    return total.sum(2)[..., :channels], masses.sum(2), top
+    return _cut(total.sum(2), channels), masses.sum(2), top
 
 
 def touches(places: Tensor, groups: Lattice) -> Tensor:
@@ -186,8 +186,8 @@ def derivatives(
     return Derivatives(
         dfactors,
         dplaces,
-        None if dtokens is None else dtokens[..., :channels],
-        None if dgroups is None else dgroups.sum(2)[..., :channels],
+        None if dtokens is None else _cut(dtokens, channels),
+        None if dgroups is None else _cut(dgroups.sum(2), channels),
     )
 
 
@@ -208,6 +208,11 @@ def _readable(x: Tensor) -> Tensor:
     if x.shape[3] % lanes or x.shape[3] == 0:
         return F.pad(x, (0, lanes - x.shape[3] % lanes))
     return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _cut(x: Tensor, channels: int) -> Tensor:
+    """Rows without the channels that filled whole vectors; no view, which nobody could change in place."""
+    return x if x.shape[-1] == channels else x[..., :channels].contiguous()
 
 
 def _make_room() -> tuple[Room, Tensor]:

@@ -58,10 +58,11 @@ def along(x, here, number, AXIS: tl.constexpr, NDIM: tl.constexpr):
         moves = (low <= position) & (position <= high)
         position = tl.where(position < low, low, position)
         position = tl.where(position > high, high, position)
-        # Nowhere is at the first group; its weights are NaN.
-        whole = tl.where(position == position, position, low).to(tl.int32)
+        # What is nowhere is at 0; its weights are NaN.
+        known = position == position
+        whole = tl.where(known, position, low).to(tl.int32)
         # The last group has no upper neighbour: it is reached as fraction 1 of the last but one.
-        lower = tl.maximum(tl.minimum(whole, last - 1), first)
+        lower = tl.where(known, tl.maximum(tl.minimum(whole, last - 1), first), 0)
         fraction = (position - lower.to(position.dtype))[:, None]
         index = tl.minimum(lower[:, None] + upper, last)
         weight = tl.where(upper == 1, fraction, 1.0 - fraction)

@@ -68,7 +68,7 @@ class Pass:
         """Launch a kernel whose programs own tokens, as many as blocks of so many channels leave room for."""
         batch, heads, tokens, per_token = self.shape
         seen = 2**self.ndim * channels * self.places.dtype.itemsize
-        block = min(max(1, BLOCK_BYTES // seen), MOST_TOKENS, triton.next_power_of_2(tokens))
+        block = min(max(1, BLOCK_BYTES // seen), MOST_TOKENS)
         constants |= {"NDIM": self.ndim, "PER_TOKEN": per_token, "BLOCK": block, "num_warps": WARPS}
         # Triton launches on the current device, wherever the operands are.
         with torch.cuda.device_of(self.places):  # type: ignore[no-untyped-call]
