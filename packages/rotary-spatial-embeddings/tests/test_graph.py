@@ -1,5 +1,6 @@
 """Compilers, exporters and function transforms see through the embedding."""
 
+import io
 import shutil
 
 import pytest
@@ -187,3 +188,24 @@ def test_grid_is_a_constant_to_the_compiler() -> None:
     )
     x = torch.randn(2, 20, 32)
     torch.testing.assert_close(compiled(x), embedding(x, coordinates=Grid((4, 5), 0.5, origin=3.0)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's word of TorchScript
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("options", VARIANTS)
+def test_traced_and_kept(options: dict[str, object]) -> None:
+    """TorchScript's tracer knows no functions of Python, and is shown ordinary operations."""
+    embedding = RotarySpatialEmbedding(32, 4, 2, **options)
+    x, where = torch.randn(2, 20, 32), torch.rand(20, 2)
+
+    class Placed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = embedding
+
+        def forward(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+            return self.embedding(x, coordinates=where)
+
+    torch.jit.save(torch.jit.trace(Placed(), (x, where), check_trace=False), kept := io.BytesIO())
+    kept.seek(0)
+    torch.testing.assert_close(torch.jit.load(kept)(x, 2 * where), embedding(x, coordinates=2 * where))

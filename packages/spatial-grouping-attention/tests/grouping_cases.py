@@ -53,11 +53,10 @@ WINDOWED = tuple(name for name in EVERY_BACKEND if BACKENDS[name].windowed)
 TRITON = pytest.param("triton", marks=pytest.mark.triton)
 
 
-def every_backend_and(name: str, first: object, *others: object) -> pytest.MarkDecorator:
-    """Parameters of a test: every engine with every value; triton, which takes long, with the first in every run."""
-    rows: list[object] = [(backend, value) for backend in EVERY_BACKEND for value in (first, *others)]
-    rows.append(pytest.param("triton", first, marks=pytest.mark.triton))
-    rows += [pytest.param("triton", value, marks=[pytest.mark.triton, pytest.mark.slow]) for value in others]
+def every_backend_and(name: str, *values: object) -> pytest.MarkDecorator:
+    """Parameters of a test: every engine with every value; triton, whose interpreter takes long, among slow tests."""
+    rows: list[object] = [(backend, value) for backend in EVERY_BACKEND for value in values]
+    rows += [pytest.param("triton", value, marks=[pytest.mark.triton, pytest.mark.slow]) for value in values]
     return pytest.mark.parametrize(("backend", name), rows)
 
 

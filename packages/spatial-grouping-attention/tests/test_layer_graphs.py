@@ -207,3 +207,31 @@ def test_labels_are_registered_operators() -> None:
             # Compiling it is what takes time, and both forms are compiled in layers above.
             torch.library.opcheck(operator, (*given, per_head), test_utils=CHECKS[per_head:])
             assert torch.equal(operator(*given, per_head), members.labels(per_head=per_head))
+
+
+EVERY_VARIANT = (*VARIANTS, "windowed self-attention")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "variant", [*EVERY_VARIANT, *(pytest.param(variant, marks=pytest.mark.native) for variant in EVERY_VARIANT)]
+)
+def test_layers_can_be_traced_and_kept(variant: str) -> None:
+    """TorchScript's tracer knows no functions of Python: it is shown operators, whatever computes elsewhere."""
+    torch.manual_seed(0)
+    windowed = variant not in VARIANTS
+    layer = WindowedSelfAttention(8, 2, 2, window=3) if windowed else make_layer(variant)
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer.eval()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.layer(x, 1.0, SHAPE)
+            return out if windowed else out.x_out
+
+    x = torch.randn(1, 54, 8) if windowed else tokens(SHAPE)
+    torch.jit.save(torch.jit.trace(Tokens(), (x,), check_trace=False), kept := io.BytesIO())
+    kept.seek(0)
+    assert_near(torch.jit.load(kept)(x), Tokens()(x), 1e-5)

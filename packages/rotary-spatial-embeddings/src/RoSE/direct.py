@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tracing import is_traced
+
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_watched(*tensors: Tensor | None) -> bool:
     """Whether somebody looks on who must be shown operators: a compiler, an exporter, a mode or a kind of tensor."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or is_traced():
         return True
     before = torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
     if torch._C._len_torch_dispatch_stack() > 0 or before > 0:

@@ -19,7 +19,7 @@ from .kernels.agreement import check_rotation
 from .kernels.selfcheck import SelfCheck
 from .layouts import Heads, back_in_layout, heads_in_front
 from .rotation import require_angle_shape, rotate_eager, rotate_plain
-from .tracing import is_exporting, is_transformed
+from .tracing import is_exporting, is_traced, is_transformed
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter))
 
@@ -34,8 +34,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     require_angle_shape(x, cos, sin)
     if 2 <= x.dim() <= kernels.MOST_DIMENSIONS and _kernels_serve(x, cos, sin):
         return kernels.rotate(x, cos, sin, interleaved=interleaved)
-    # Compilers and tensor subclasses (fake, nested, distributed) need operations they can see through.
-    if torch.compiler.is_compiling() or not _are_ordinary(x, cos, sin):
+    # Compilers, tracers and tensor subclasses (fake, nested, distributed) need operations they can see through.
+    if torch.compiler.is_compiling() or is_traced() or not _are_ordinary(x, cos, sin):
         return rotate_plain(x, cos, sin, interleaved)
     return rotate_eager(x, cos, sin, interleaved)
 

@@ -26,7 +26,12 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or is_forward_mode()
 
 
-for _question in (is_exporting, is_forward_mode, is_transformed):
+def is_traced() -> bool:
+    """Whether TorchScript's tracer looks on, which knows no functions of Python."""
+    return torch._C._get_tracing_state() is not None
+
+
+for _question in (is_exporting, is_forward_mode, is_traced, is_transformed):
     _question._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
