@@ -3,7 +3,8 @@
     PYTHONPATH=packages/rotary-spatial-embeddings/src:packages/spatial-grouping-attention/src \
         python benchmarks/host_report.py
 
-Needs triton, but no GPU: tensors are on the CPU, and nothing is compiled or computed. The best of a hundred samples, one thread.
+Needs triton, but no GPU: tensors are on the CPU, and nothing is compiled or computed. One thread, the best of a hundred
+samples.
 """
 
 from __future__ import annotations
