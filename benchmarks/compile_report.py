@@ -26,7 +26,7 @@ import triton
 from RoSE.kernels import launch as rotation
 from spatial_grouping_attention.backends import Operands, Pooled
 from spatial_grouping_attention.backends.deformable import lattice
-from spatial_grouping_attention.backends.deformable.derivatives import Relative, Wanted
+from spatial_grouping_attention.backends.derivatives import Relative, Wanted
 from spatial_grouping_attention.backends.triton import launch as grouping
 from spatial_grouping_attention.backends.triton import passes
 from spatial_grouping_attention.backends.triton.plan import INTERPRETED, Plan

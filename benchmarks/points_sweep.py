@@ -20,7 +20,7 @@ import torch
 from gpu_report import environment
 from gpu_report_timing import MOST_WORKERS, in_workers, said, synchronize
 from spatial_grouping_attention.backends.deformable import lattice
-from spatial_grouping_attention.backends.deformable.derivatives import Relative, Wanted
+from spatial_grouping_attention.backends.derivatives import Relative, Wanted
 from spatial_grouping_attention.backends.triton.points import passes
 from torch import Tensor
 

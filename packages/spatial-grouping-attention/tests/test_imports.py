@@ -95,8 +95,6 @@ def test_engines_are_reached_through_one_registry(path: Path) -> None:
         assert named == {"triton", "native"}, "their self-checks, before they are trusted"
     elif (part, *rest) == ("backends", "deformable", "selection"):
         assert named == {"triton"}, "on which devices its kernels run"
-    elif rest[-2:] == ["points", "passes"]:
-        assert named == {"deformable"}, "what kernels for points are asked for"
     elif part in ("layers", "assignment"):
         # Deformable memberships have operators of their own, which are not a choice of backend.
         assert named <= {"deformable"}

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tracing import is_traced
-
 _ORDINARY = (Tensor, torch.nn.Parameter)
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 
 def is_watched(*tensors: Tensor | None) -> bool:
     """Whether somebody looks on who must be shown operators: a compiler, an exporter, a mode or a kind of tensor."""
-    if torch.compiler.is_compiling() or is_traced():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
-    before = torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
-    if torch._C._len_torch_dispatch_stack() > 0 or before > 0:
+    # Modes that trace before dispatch are on a stack of their own, and the key says whether there is any.
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH):
         return True
     for x in tensors:
         if x is not None and (type(x) not in _ORDINARY or torch._C._functorch.is_legacy_batchedtensor(x)):

@@ -68,7 +68,7 @@ def rotate_at(
         layout: Of the features.
         heads: Of the features.
     """
-    if all(_kernels_serve(x, positions, freqs) for x in features):
+    if _kernels_serve(features[0], positions, freqs) and _kernels_serve(features[-1], positions, freqs):
         return _rotate_in_kernels(positions, freqs, features, num_prefix_tokens, layout, heads)
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in features), torch.float32)
     cos, sin = angles_of_tokens(positions, freqs, num_prefix_tokens, dtype)

@@ -16,8 +16,8 @@ from RoSE.tracing import is_transformed
 from torch import Tensor
 
 from ...geometry.lattice import Lattice
+from ..derivatives import Relative, Wanted
 from . import plain
-from .derivatives import Relative, Wanted
 
 
 class Compiled:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....geometry.lattice import Index, Lattice
-from ...deformable.derivatives import Derivatives, Relative, Wanted
+from ...derivatives import Derivatives, Relative, Wanted
 from ...semantics import LOWEST
 from ..bundles import Bytes, Floats, Integers, Rows
 from ..jit import compiled

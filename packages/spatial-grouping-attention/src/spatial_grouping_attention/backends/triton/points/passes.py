@@ -15,7 +15,7 @@ from RoSE.kernels.sealed import seal
 from torch import Tensor
 
 from ....geometry.lattice import Index, Lattice
-from ...deformable.derivatives import Derivatives, Relative, Wanted
+from ...derivatives import Derivatives, Relative, Wanted
 from ...semantics import LOWEST
 from ..launch import as_rows
 from . import form

@@ -1,4 +1,4 @@
-"""What kernels on points are asked for: derivatives of one form, see :mod:`..native.points`."""
+"""What kernels on points are asked for: derivatives of one form, see :mod:`.native.points`."""
 
 from __future__ import annotations
 
