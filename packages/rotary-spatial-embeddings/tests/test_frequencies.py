@@ -44,6 +44,11 @@ def test_wavelengths_include_both_ends(directions: str, spatial_dims: int, short
     torch.testing.assert_close(lengths.amax(1), torch.full((8,), shortest * ratio, dtype=torch.float64))
 
 
+def test_both_ends_may_be_one_wavelength() -> None:
+    lengths = 2 * math.pi / make(2, directions="uniform", wavelengths=(6.0, 6.0)).freqs.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 6.0))
+
+
 def test_axial_planes_lie_on_one_axis_with_a_band_each() -> None:
     freqs = make(3, directions="axial", dim=192).freqs  # 12 planes a head
     assert ((freqs != 0).sum(-1) == 1).all()
