@@ -1,4 +1,4 @@
-"""The kernels for points: what is particular to compiled code, and when it is taken.
+"""The kernels for points: what is particular to compiled code.
 
 The laws of points hold for all engines, see test_deformable.py. What is marked needs numba, triton or a GPU and runs in
 the sessions tests-optional and tests-gpu.
@@ -6,10 +6,7 @@ the sessions tests-optional and tests-gpu.
 
 import itertools
 import threading
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,92 +16,28 @@ from grouping_cases import assert_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import make_layer, tokens
-from RoSE.kernels.selfcheck import SelfCheck
-from spatial_grouping_attention import DeformableSpatialGroupingAttention
-from spatial_grouping_attention.backends.deformable import interpolation, lattice, plain, selection
-from spatial_grouping_attention.backends.deformable.compiled import Compiled
-from spatial_grouping_attention.backends.deformable.selection import NATIVE, TRITON
+from points_cases import (
+    FUNCTIONS,
+    INTERPRETED,
+    ON_CPU,
+    ON_GPU,
+    USED,
+    Engine,
+    Kernels,
+    arriving_at,
+    case,
+    cases,
+    compiled,
+    everywhere,
+    needs_numba,
+    on,
+    results,
+    same,
+)
+from spatial_grouping_attention.backends.deformable import interpolation, lattice, plain
+from spatial_grouping_attention.backends.deformable.selection import NATIVE
 from spatial_grouping_attention.geometry.lattice import Lattice
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
-needs_numba = pytest.mark.native
-
-Engine = ModuleType | Compiled
-
-# Kernels, and a device on which they run.
-ON_CPU = pytest.param((NATIVE, "cpu"), marks=pytest.mark.native, id="native")
-INTERPRETED = pytest.param((TRITON, "cpu"), marks=pytest.mark.triton, id="interpreter")
-ON_GPU = pytest.param((TRITON, "cuda"), marks=pytest.mark.gpu, id="gpu")
-everywhere = pytest.mark.parametrize("kernels", [ON_CPU, INTERPRETED, ON_GPU])
-compiled = pytest.mark.parametrize("kernels", [ON_CPU, ON_GPU])
-Kernels = tuple[Compiled, str]
-
-# What each computes from (groups' rows, tokens' rows, places, numbers of points).
-FUNCTIONS: dict[str, Callable[[Any, Lattice, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]] = {
-    "products": lambda by, grid, rows, tokens, places, numbers: (by.products(rows, tokens, places, grid),),
-    "averages": lambda by, grid, rows, tokens, places, numbers: (by.averages(numbers, places, rows, grid),),
-    "sums": lambda by, grid, rows, tokens, places, numbers: (by.sums(numbers, places, tokens, grid),),
-    "relative sums": lambda by, grid, rows, tokens, places, numbers: by.relative_sums(numbers, places, tokens, grid)[
-        :2
-    ],
-}
-
-
-# Which of (rows, tokens, places, numbers) that is.
-USED = {"products": (0, 1, 2), "averages": (0, 2, 3), "sums": (1, 2, 3), "relative sums": (1, 2, 3)}
-
-
-def case(
-    shape: tuple[int, ...], *, batch: int, heads: int, count: int, points: int, channels: int, holes: bool, seed: int
-) -> tuple[Lattice, list[Tensor]]:
-    """A grid and operands in float64, some of whose places lie on whole steps, and some outside."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*sizes: int) -> Tensor:
-        return torch.randn(sizes, generator=generator, dtype=torch.float64)
-
-    size = torch.Size(shape).numel()
-    valid = torch.rand(batch, size, generator=generator) < 0.7 if holes else None
-    places = (random(batch, heads, count, points, len(shape)) * 0.6 + 0.5) * torch.tensor(shape)
-    places = torch.where(torch.rand(places.shape, generator=generator) < 0.2, places.round(), places)
-    rows, of_tokens = random(batch, heads, size, channels), random(batch, heads, count, channels)
-    return lattice(shape, valid), [rows, of_tokens, places, random(batch, heads, count, points) * 3]
-
-
-@st.composite
-def cases(draw: st.DrawFn, count: tuple[int, ...] = (1, 3, 20)) -> tuple[Lattice, list[Tensor]]:
-    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-    sizes = {"batch": (1, 2), "heads": (1, 2, 3), "count": count, "points": (1, 2, 5), "channels": (1, 3, 8, 17)}
-    drawn = {name: draw(st.sampled_from(choices)) for name, choices in sizes.items()}
-    return case(shape, **drawn, holes=draw(st.booleans()), seed=draw(st.integers(0, 2**16)))
-
-
-def arriving_at(got: tuple[Tensor, ...]) -> list[Tensor]:
-    """Irregular gradients of results, exact in every type."""
-    return [torch.arange(x.numel()).mul(2.4).sin().mul(64).round().div(64).to(x).view(x.shape) for x in got]
-
-
-def on(grid: Lattice, operands: list[Tensor], device: str) -> tuple[Lattice, list[Tensor]]:
-    """The same case elsewhere."""
-    valid = None if grid.valid is None else grid.valid.to(device)
-    return lattice(grid.shape, valid), [x.to(device) for x in operands]
-
-
-def same(got: Tensor, want: Tensor, by: Compiled) -> bool:
-    """Equal, or where sums have no order nearly so."""
-    return torch.equal(got, want) if by is NATIVE else torch.allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
-def results(
-    name: str, by: Engine, grid: Lattice, operands: list[Tensor]
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """What a function returns, and the gradients of its operands."""
-    leaves = [x.detach().requires_grad_() for x in operands]
-    got = FUNCTIONS[name](by, grid, *leaves)
-    named = dict(zip(("rows", "tokens", "places", "numbers"), leaves, strict=True))
-    found = torch.autograd.grad(got, list(named.values()), arriving_at(got), allow_unused=True)
-    return got, {key: gradient for key, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
 def check(kernels: Kernels, name: str, dtype: torch.dtype, grid: Lattice, exact: list[Tensor]) -> None:
@@ -393,105 +326,6 @@ def test_layers_are_the_same(ndim: int, dtype: torch.dtype, kernels: Kernels) ->
     for got, want in zip(*found, strict=True):
         assert got.dtype == want.dtype
         assert_near(got.double().cpu(), want.double().cpu(), tolerance)
-
-
-def test_what_they_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
-    rows, _, places, _ = operands
-    monkeypatch.setattr(selection, "_INSTALLED", False)
-    with pytest.raises(ValueError, match=r"native needs numba: pip install spatial-grouping-attention\[cpu\]"):
-        selection.engine("native", places, grid, rows)
-    monkeypatch.setattr(selection, "_INSTALLED", True)
-    with pytest.raises(ValueError, match=r"native needs tensors on a cpu; got meta"):
-        selection.engine("native", places.to("meta"), grid, rows.to("meta"))
-    with pytest.raises(ValueError, match=r"native needs tensors on one device; got cpu, meta"):
-        selection.engine("native", places, grid, rows.to("meta"))
-    with pytest.raises(ValueError, match=r"triton needs tensors on cuda .* got meta"):
-        selection.engine("triton", places.to("meta"), grid, rows.to("meta"))
-    torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(ValueError, match="in any order, and algorithms are to be deterministic"):
-            selection.engine("triton", places, grid, rows)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    named = "backend must be one of 'auto', 'reference', 'native', 'triton'; got 'tiled'"
-    with pytest.raises(ValueError, match=named):
-        DeformableSpatialGroupingAttention(8, 2, 3, 2, backend="tiled")
-    with pytest.raises(ValueError, match=named):
-        selection.engine("tiled", places, grid, rows)
-
-
-@pytest.mark.parametrize("by", [NATIVE, TRITON], ids=lambda by: by.name)
-def test_what_no_kernels_can_do(by: Compiled) -> None:
-    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
-    rows, _, places, _ = operands
-    ask = partial(selection.engine, by.name)
-    with pytest.raises(ValueError, match="one of them at a time; got"):
-        ask(places, grid, rows.float())
-    with pytest.raises(ValueError, match="takes float32 or float64"):
-        ask(places.half(), grid, rows.half())
-    with pytest.raises(ValueError, match="up to 3 axes; got 4"):
-        ask(places, lattice((1, 1, 1, 2)), rows)
-    with pytest.raises(ValueError, match="are shown standard operators"), FlopCounterMode(display=False):
-        ask(places, grid, rows)
-    with pytest.raises(ValueError, match="go through standard operators"):
-        torch.func.grad(lambda rows: ask(places, grid, rows))(rows)
-
-
-def _checks(by: Compiled, check: Callable[[str, torch.device], None]) -> dict[str, dict[str, SelfCheck]]:
-    """Other checks of kernels."""
-    names = selection.CHECKS[by.name]
-    return {
-        by.name: {name: SelfCheck(f"the {by.name} kernels", partial(check, name), "plain PyTorch") for name in names}
-    }
-
-
-@compiled
-def test_auto_takes_them_where_they_can_serve(kernels: Kernels) -> None:
-    by, device = kernels
-    made = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
-    grid, operands = on(*made, device)
-    rows, of_tokens, places, _ = (x.float() for x in operands)
-    assert selection.engine("auto", places, grid, rows, of_tokens) is by
-    assert selection.engine("auto", places, grid, rows.double(), of_tokens) is plain
-    assert selection.engine("auto", places[:, :, :0], grid, rows, of_tokens[:, :, :0]) is plain
-    with FlopCounterMode(display=False):
-        assert selection.engine("auto", places, grid, rows, of_tokens) is plain
-
-
-@everywhere
-def test_the_check_passes(kernels: Kernels) -> None:
-    by, device = kernels
-    selection._check(by, "backward", torch.device(device))  # and forward before
-
-
-def test_a_failed_check_leaves_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str, device: torch.device) -> None:
-        raise ImportError("numba needs another numpy")
-
-    monkeypatch.setattr(selection, "_INSTALLED", True)
-    monkeypatch.setattr(selection, "CHECKS", _checks(NATIVE, broken))
-    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
-    rows, _, places, _ = (x.float() for x in operands)
-    with pytest.warns(RuntimeWarning, match="the native kernels failed .* plain PyTorch"):
-        assert selection.engine("auto", places, grid, rows) is plain
-
-
-def test_only_what_a_call_may_come_to_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check compiles: who takes no gradients waits for none of theirs."""
-    asked: list[str] = []
-    monkeypatch.setattr(selection, "_INSTALLED", True)
-    monkeypatch.setattr(selection, "CHECKS", _checks(NATIVE, lambda name, device: asked.append(name)))
-    grid, operands = case((2, 2), batch=1, heads=1, count=2, points=1, channels=2, holes=False, seed=0)
-    rows, _, places, _ = (x.float() for x in operands)
-    selection.engine("auto", places, grid, rows)
-    assert asked == ["forward"]
-    rows.requires_grad_()
-    with torch.no_grad():
-        selection.engine("auto", places, grid, rows)
-    assert asked == ["forward"]
-    selection.engine("auto", places, grid, rows)
-    assert asked == ["forward", "backward"]
 
 
 @compiled

@@ -106,7 +106,7 @@ def over_holes(slope, held, weight):
 
 
 @triton.jit
-def at_groups(x, here, corners):
+def at_groups(here, corners):
     """Where one number of every group around is found among those of all samples and heads."""
     return here.pair * here.groups + corners.index
 

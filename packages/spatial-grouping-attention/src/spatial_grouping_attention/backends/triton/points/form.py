@@ -51,11 +51,11 @@ def derivatives(
         if factors is not None:
             factor = tl.load(factors + number, mask=here.exists, other=0.0)
         if highest is not None:
-            tops = tl.load(highest + at_groups(x, here, corners), mask=exists, other=0.0)
+            tops = tl.load(highest + at_groups(here, corners), mask=exists, other=0.0)
             share = relative_shares(factor, tops)
             weight = weight * share
             if largest is not None:
-                most = tl.load(largest + at_groups(x, here, corners), mask=exists, other=0.0)
+                most = tl.load(largest + at_groups(here, corners), mask=exists, other=0.0)
                 bounded = tl.where(share > most, most, share)
             factor = here.exists.to(weight.dtype)
         there = exists[:, :, None]
@@ -68,7 +68,7 @@ def derivatives(
             if (to_factors is not None) or (to_places is not None):
                 value = tl.sum(seen * row[:, None, :], 2)
                 if grad_masses is not None:
-                    value += tl.load(grad_masses + at_groups(x, here, corners), mask=exists, other=0.0)
+                    value += tl.load(grad_masses + at_groups(here, corners), mask=exists, other=0.0)
                 if to_factors is not None:
                     tl.store(to_factors + number, tl.sum(weight * value, 1), mask=here.exists)
                 if to_places is not None:
@@ -86,7 +86,7 @@ def derivatives(
                 sem="relaxed",
             )
         if to_masses is not None:
-            tl.atomic_add(to_masses + at_groups(x, here, corners), given, mask=exists, sem="relaxed")
+            tl.atomic_add(to_masses + at_groups(here, corners), given, mask=exists, sem="relaxed")
     if to_tokens is not None:
         tl.store(token_rows(to_tokens, here, channel), received, mask=token_mask(here, channel, CHANNELS, PADDED))
 
@@ -103,7 +103,7 @@ def highest(x, log_shares, tops, NDIM: tl.constexpr, PER_TOKEN: tl.constexpr, BL
         membership = log_share[:, None] + tl.log(tl.where(some, corners.weight, 1.0))
         # NaN is larger than nothing: it shows in the sums.
         some = some & here.exists[:, None] & (membership == membership)
-        tl.atomic_max(tops + at_groups(x, here, corners), membership, mask=some, sem="relaxed")
+        tl.atomic_max(tops + at_groups(here, corners), membership, mask=some, sem="relaxed")
 
 
 @triton.jit
