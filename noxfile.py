@@ -127,7 +127,7 @@ def tests_pair(session: nox.Session) -> None:
     own always run beside RoSE's wheel: see tests-attention.
     """
     install(session, *build(session, ROSE, GROUPING), groups=("test", "demo"))
-    rose = (ROSE / "tests" / f"test_{name}.py" for name in ("derivatives", "graph", "modules", "package", "transforms"))
+    rose = (ROSE / "tests" / f"test_{name}.py" for name in ("derivatives", "modules", "package", "transforms"))
     others = (ROOT / name for name in ("docs", "benchmarks", "tools", "fuzz"))
     run_tests(session, *rose, *others, options=("-p", "spatial_grouping_attention"))
 
@@ -158,10 +158,10 @@ def tests_slow(session: nox.Session) -> None:
     """What takes minutes: all variants exported and compiled, peak memory, interpreter and programs at length."""
     install_optional(session)
     marked = ("-m", "slow and not gpu")
-    run_tests(session, ROSE / "tests", GROUPING / "tests", options=marked, TRITON_INTERPRET="1")
+    run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "benchmarks", options=marked, TRITON_INTERPRET="1")
     install_training(session)
     install(session, groups=("brain",))
-    run_tests(session, ROOT / "docs" / "examples", options=("-m", "training and slow"))
+    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=("-m", "training and slow"))
     # The compiler that the lowest torch installs refuses what later ones take.
     session.install("--no-deps", "triton==3.6.0")
     run_tests(session, GROUPING / "tests" / "test_triton_compiled.py", options=("-m", "triton"))
@@ -209,9 +209,10 @@ def tests_training(session: nox.Session) -> None:
     install_training(session)
     install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
     take_kernels(session, "tests-optional")
-    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once.
-    marked = ("--dist", "loadfile", "-m", "training and not slow")
-    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)
+    # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once. In the
+    # order given, because files of few tests, which otherwise come last, are those that take long.
+    marked = ("--dist", "loadfile", "--no-loadscope-reorder", "-m", "training and not slow")
+    run_tests(session, ROOT / "experiments", ROOT / "docs" / "examples", options=marked)
 
 
 @nox.session(name="tests-gpu")
@@ -288,7 +289,7 @@ def mutation(session: nox.Session) -> None:
     install(session, *build(session, ROSE, GROUPING), "mutmut", groups=("test",))
     for package in (ROSE, GROUPING):
         with session.chdir(package):
-            session.run("mutmut", "run", "--max-children", "2", env=PINNED)
+            session.run("python", str(ROOT / "tools" / "mutate.py"), "run", "--max-children", "2", env=PINNED)
             session.run("mutmut", "results")
 
 

@@ -170,6 +170,7 @@ def test_workers_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(found[1]).startswith("ValueError")
 
 
+@pytest.mark.slow
 def test_the_report_fails_at_its_end_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a part that fails and a kernel that is wrong, everything else is there."""
     path = tmp_path / "report.json"

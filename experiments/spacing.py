@@ -21,6 +21,7 @@ STEPS = 400
 SPACINGS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of made images; trained at 1
 SLICES = (1, 2, 3, 4)  # that are averaged into one
 ZOOMS = (0.6, 2.0)  # of crops, where training sees more than one
+TESTED = 24  # made images of a spacing
 LONGER = "hippocampus, mixed, three times the steps"
 METHODS = {
     "radii": POSITIONS,
@@ -89,7 +90,7 @@ def _radii(name: str, data: Path | None) -> Material:
     tested = {}
     for at in SPACINGS:
         rng = np.random.default_rng(10**6)  # the same scenes at every spacing
-        tested[f"spacing {at:g}"] = [picture("radii", rng, at) for _ in range(24)]
+        tested[f"spacing {at:g}"] = [picture("radii", rng, at) for _ in range(TESTED)]
     at_training = SPACINGS if name.endswith("mixed") else (1.0,)
     return Material(lambda rng: batch("radii", rng, 4, float(rng.choice(at_training))), tested, (96, 96), (1.0, 1.0))
 

@@ -15,6 +15,7 @@ import evidence
 import evidence_tables as tables
 import main as program
 import masks
+import spacing
 from images import Picture, averaged, resampled, resized
 from networks import NETWORKS, Otsu
 from positions import (
@@ -206,7 +207,8 @@ def test_learned_wave_vectors_drift_and_fixed_ones_do_not() -> None:
 
 
 def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "TESTED", 1)
+    for module in (masks, spacing):
+        monkeypatch.setattr(module, "TESTED", 1)
     wanted = {
         "masks": ("touching cells", "grouping, native masks"),
         "spacing": ("radii, mixed", "RoPE by index"),
@@ -249,6 +251,7 @@ def test_tables_say_what_results_hold() -> None:
     assert "| nuclei | +2.0 ± 0.0 |  |  |" in tables.differences(results)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     results = evidence.recorded()
     evidence.draw(results, tmp_path)

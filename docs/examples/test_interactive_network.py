@@ -70,6 +70,7 @@ def models(trained):
     return large, without_ballast(model).SerializeToString()
 
 
+@pytest.mark.slow
 def test_another_runtime_agrees_on_all_outputs(trained, models):
     network, image = trained
     found = run(models[0], image.numpy())
@@ -81,6 +82,7 @@ def test_another_runtime_agrees_on_all_outputs(trained, models):
         assert np.abs(found[name] - value.numpy()).max() <= 1e-5, name
 
 
+@pytest.mark.slow
 def test_a_smaller_file_computes_the_same_bit_for_bit(trained, models):
     large, small = models
     assert len(small) < 0.7 * len(large)
@@ -89,6 +91,7 @@ def test_a_smaller_file_computes_the_same_bit_for_bit(trained, models):
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_colours_and_cells_say_all_memberships(trained, models):
     network, image = trained
     found = run(models[1], image.numpy())
@@ -99,6 +102,7 @@ def test_colours_and_cells_say_all_memberships(trained, models):
         assert np.abs(pairs - assignment.matrix()[0].numpy()).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_labels_are_nested(trained, models):
     found = run(models[1], trained[1].numpy())
     fine, coarse = found["labels1"], found["labels2"]

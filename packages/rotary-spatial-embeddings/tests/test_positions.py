@@ -20,7 +20,7 @@ def test_arbitrary_coordinates_shared_and_per_sample(case: Case) -> None:
 
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("partition", ["channels", "heads"])
-@pytest.mark.parametrize("layout", ["bnd", "bhnd"])
+@pytest.mark.parametrize("layout", ["bnd", pytest.param("bhnd", marks=pytest.mark.slow)])
 def test_gradients_to_features_positions_and_frequencies(interleaved: bool, partition: str, layout: str) -> None:
     torch.manual_seed(0)
     embedding = RotarySpatialEmbedding(

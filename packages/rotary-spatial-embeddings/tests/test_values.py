@@ -115,8 +115,8 @@ def test_meta_tensors_with_and_without_autocast(call: str, where: str, options: 
             assert CALLS[call][1](module, x, **given).is_meta
 
 
-@pytest.mark.parametrize("mode", ["real", "symbolic"])
-@pytest.mark.parametrize("options", ["plain", "log"])
+@pytest.mark.parametrize("mode", [pytest.param("real", marks=pytest.mark.slow), "symbolic"])
+@pytest.mark.parametrize("options", ["plain", pytest.param("log", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("where", [w for w in WHERE if w != "masked"])
 @pytest.mark.parametrize("call", ["rotate_pair", "scores", "attention", "block of a list"])
 def test_proxies(call: str, where: str, options: str, mode: str) -> None:

@@ -28,10 +28,15 @@ SHAPES = {1: (13,), 2: (6, 9), 3: (4, 5, 3)}
 loads_programs = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 
 
+def slow(*values: object) -> list[object]:
+    """Parameters that only the run of slow tests takes."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=pytest.mark.slow) for row in rows]
+
+
 def mostly_slow(first: object, *others: object) -> list[object]:
     """Parameters of a test that exports or compiles: the first is in every run, the others in that of slow tests."""
-    rows = [other if isinstance(other, tuple) else (other,) for other in others]
-    return [first, *(pytest.param(*row, marks=pytest.mark.slow) for row in rows)]
+    return [first, *slow(*others)]
 
 
 PADDED_OR_NOT = mostly_slow(

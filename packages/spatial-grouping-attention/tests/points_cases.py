@@ -22,6 +22,15 @@ ON_CPU = pytest.param((NATIVE, "cpu"), marks=pytest.mark.native, id="native")
 INTERPRETED = pytest.param((TRITON, "cpu"), marks=pytest.mark.triton, id="interpreter")
 ON_GPU = pytest.param((TRITON, "cuda"), marks=pytest.mark.gpu, id="gpu")
 everywhere = pytest.mark.parametrize("kernels", [ON_CPU, INTERPRETED, ON_GPU])
+# The same, in the interpreter among slow tests.
+mostly_everywhere = pytest.mark.parametrize(
+    "kernels",
+    [
+        ON_CPU,
+        pytest.param((TRITON, "cpu"), marks=[pytest.mark.triton, pytest.mark.slow], id="interpreter"),
+        ON_GPU,
+    ],
+)
 compiled = pytest.mark.parametrize("kernels", [ON_CPU, ON_GPU])
 Kernels = tuple[Compiled, str]
 

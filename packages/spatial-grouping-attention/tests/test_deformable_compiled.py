@@ -29,6 +29,7 @@ from points_cases import (
     cases,
     compiled,
     everywhere,
+    mostly_everywhere,
     needs_numba,
     on,
     results,
@@ -254,7 +255,7 @@ def test_only_gradients_that_are_wanted(name: str, kernels: Kernels) -> None:
             assert not got[0].requires_grad
 
 
-@everywhere
+@mostly_everywhere
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_any_order_of_memory(name: str, kernels: Kernels) -> None:
     by, device = kernels

@@ -66,7 +66,8 @@ def test_spacings_in_tensors_do_not_recompile() -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("variant", mostly_slow("sparse", "dense"))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["sparse", "dense"])
 def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
     """Once, because a size is taken for a constant until it changes."""
     torch._dynamo.reset()

@@ -75,7 +75,8 @@ class Masks(torch.nn.Module):
         return [x for x in (output.logits, output.class_logits, output.mask_logits) if x is not None]
 
 
-@pytest.mark.parametrize("head", mostly_slow(*HEADS))
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
 def test_exported_networks_take_any_size_of_whole_groups(head: str) -> None:
     """For others, tokens are added, and how many is a branch that one graph cannot have."""
     model = Masks(nano(head))

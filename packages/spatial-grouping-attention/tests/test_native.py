@@ -297,6 +297,7 @@ def test_quiet_where_nothing_can_be_cached(place: str, tmp_path: Path) -> None:
     assert not any(obstacle.parent.glob("**/*.nbc"))
 
 
+@pytest.mark.slow
 @needs_numba
 def test_kernels_are_kept_for_the_next_process(tmp_path: Path) -> None:
     environment = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from grouping_cases import Case, assert_near, gradients, make_case, window_entries
+from layer_cases import mostly_slow
 from operator_calls import OPERATORS, call, operands
 from spatial_grouping_attention import Neighbourhood, functional
 from spatial_grouping_attention.backends import registered
@@ -38,7 +39,7 @@ def arguments(case: Case, values: torch.Tensor) -> tuple[object, ...]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which torch 2.14 looks at while it checks
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_slow(torch.float32, torch.bfloat16))
 @pytest.mark.parametrize(("geometry", "bias"), EVERY_CALL)
 def test_operators_keep_their_contract_with_torch(geometry: str, bias: str | None, dtype: torch.dtype) -> None:
     """Schema, registration of autograd, and fake tensors with the shapes, dtypes and strides of real ones."""
@@ -150,7 +151,7 @@ def test_flop_counters_count_the_products_of_the_window(window: str, operator: s
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch has deprecated
-@pytest.mark.parametrize(("head_size", "value_size"), [(8, 3), (3, 8)])
+@pytest.mark.parametrize(("head_size", "value_size"), mostly_slow((8, 3), (3, 8)))
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("backend", ["fused", "tiled"])
 def test_compiled_for_any_size(backend: str, operator: str, head_size: int, value_size: int) -> None:

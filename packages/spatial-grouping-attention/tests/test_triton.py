@@ -56,7 +56,7 @@ FEATURES = {
 
 
 # What is in these takes longest, and is in others too, in other company.
-SLOW = ("2-D", "3-D")
+SLOW = ("1-D, odd sizes, bias, mask", "2-D", "2-D, dilated and anisotropic", "3-D", "3-D, several steps of groups")
 
 
 @everywhere

@@ -54,6 +54,7 @@ def test_what_excluded_tokens_and_groups_hold_is_never_read(device: str) -> None
         assert torch.equal(clean, poisoned)
 
 
+@pytest.mark.slow
 @everywhere
 def test_operands_may_lie_in_memory_in_any_way(device: str) -> None:
     """Views are read where they are, and results come in the order of tokens and heads that the operands have."""

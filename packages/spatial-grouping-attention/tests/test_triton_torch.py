@@ -37,6 +37,7 @@ def test_operators_keep_their_contract_with_torch(device: str) -> None:
     opcheck(registered._assign, arguments(case, case.u), test_utils=checks)
 
 
+@pytest.mark.slow
 @everywhere
 def test_backward_operators_keep_their_contract_with_torch(device: str) -> None:
     case = moved(OPERANDS, device)
