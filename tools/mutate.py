@@ -2,14 +2,17 @@
 
 mutmut lets pytest collect a mutant's tests by their names, some hundreds, anew for every mutant and in no order; that
 takes many times as long as the first test to fail. Here pytest collects all once, every mutant is tried in a fork
-of that process, and quick tests go first. Records, limits of time and the list of results are mutmut's.
+of that process, and those tests go first that have found most mutants, quick ones before others. Records, limits of
+time and the list of results are mutmut's.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from mutmut.__main__ import cli
@@ -22,18 +25,21 @@ from mutmut.workers import isolation
 
 
 class _Collected(TestRunner):
-    """Runs tests of a session that has collected them, until one fails."""
+    """Runs tests of a session that has collected them, until one fails; which one, all forks write into one file."""
 
-    def __init__(self, session: pytest.Session) -> None:
-        self.session = session
+    def __init__(self, session: pytest.Session, found: Path) -> None:
+        self.session, self.found = session, found
+        found.touch()
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         items = {item.nodeid: item for item in self.session.items}
-        durations = state().duration_by_test
-        ordered = [items[name] for name in sorted(tests, key=lambda name: (durations[name], name))]
+        mutants, seconds = Counter(self.found.read_text("utf-8").splitlines()), state().duration_by_test
+        ordered = [items[name] for name in sorted(tests, key=lambda name: (-mutants[name], seconds[name], name))]
         for item, following in zip(ordered, [*ordered[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.session.testsfailed:
+                with self.found.open("a", encoding="utf-8") as file:
+                    file.write(f"{item.nodeid}\n")
                 return 1
         return 0
 
@@ -46,8 +52,9 @@ class _Server(isolation.ForkServerRunner):
 
         class Serve:
             def pytest_runtestloop(self, session: pytest.Session) -> bool:
-                _require_success(_Collected(session))
-                server.test_runner_class = lambda: _Collected(session)
+                runner = _Collected(session, Path("mutmut-found.txt").absolute())
+                _require_success(runner)
+                server.test_runner_class = lambda: runner
                 serve(work_fd, result_fd)
                 return True
 
