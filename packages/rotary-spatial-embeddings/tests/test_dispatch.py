@@ -197,6 +197,16 @@ def test_exported_programs_hold_ordinary_operations(counts: Counts, tmp_path) ->
     assert counts.forward == 0
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traced_programs_hold_ordinary_operations(counts: Counts) -> None:
+    embedding, x, _ = embedding_and_input()
+    embedding.requires_grad_(False)  # TorchScript makes a constant of what is not handed over
+    given = functional.rotate, (x.unflatten(-1, (2, 4)), *torch.randn(2, 2, 2))
+    for function, inputs in ((lambda x: embedding(x, 0.5, (1, 3)), x), given):
+        assert "rotary_spatial" not in str(torch.jit.trace(function, inputs, check_trace=False).graph)
+    assert counts.forward == 0
+
+
 @pytest.mark.parametrize("angles_learn", [True, False])
 def test_second_derivatives_are_those_of_the_plain_form(
     angles_learn: bool, counts: Counts, monkeypatch: pytest.MonkeyPatch

@@ -98,7 +98,7 @@ def _kernels_serve(x: Tensor, *others: Tensor) -> bool:
         return False
     if not _are_ordinary(x, *others) or any(other.device != x.device for other in others):
         return False
-    if is_exporting() or is_transformed():
+    if is_exporting() or is_traced() or is_transformed():
         return False
     return not kernels.refusals(x.device, x.dtype, x.shape[-1]) and ROTATION_CHECK.passed(x.device)
 

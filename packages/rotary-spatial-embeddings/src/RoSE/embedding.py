@@ -49,11 +49,12 @@ class RotarySpatialEmbedding(WideModule):
         init_jitter_std: Relative spread of the initial wave vector lengths (log-normal), drawn from torch's
             generator. Learnable wave vectors only; fixed ones are exact.
         frequency_scaling: How the band narrows with N = ``spatial_dims``: ``"none"`` base_theta, ``"linear"``
-            base_theta ** (1/N), ``"sqrt"`` base_theta ** (1/sqrt N), ``"adaptive"`` as wide as the planes
-            cover without gaps (see :func:`RoSE.frequencies.scaled_theta`).
+            base_theta ** (1/N), ``"sqrt"`` base_theta ** (1/sqrt N), ``"adaptive"`` as wide as planes
+            that are a factor of four apart cover (see :func:`RoSE.frequencies.scaled_theta`).
         directions: ``"axial"``, ``"mixed"`` or ``"uniform"`` (see :func:`RoSE.frequencies.wave_vectors`).
         reference_spacing: Physical distance over which the fastest plane turns by one radian; a number or one
-            per axis. Set it to the finest spacing of your data.
+            per axis. Set it to the finest spacing of your data, or 0.4 of the coarsest where that is more: there the
+            fastest plane turns by 2.5 radians a step, and from pi on two steps look alike.
         wavelengths: ``(shortest, longest)`` in physical units, instead of base_theta, frequency_scaling and
             reference_spacing; both ends are included where an axis has two planes or more.
         rotary_partition: What ``rotary_ratio`` counts: ``"channels"`` of every head (so every head knows the

@@ -34,8 +34,9 @@ def scaled_theta(base_theta: float, scaling: str, planes: int, spatial_dims: int
 
     ``"none"``: ``base_theta``; ``"linear"``: ``base_theta ** (1 / N)``; ``"sqrt"``: ``base_theta ** (1 /
     sqrt(N))``;
-    ``"adaptive"``: as wide as the head's planes cover with neighbouring wavelengths at most a factor of four
-    apart, ``4 ** (planes / N)``, and never wider than ``base_theta``.
+    ``"adaptive"``: as wide as ``planes / N`` planes an axis cover with neighbouring wavelengths a factor of four
+    apart, ``4 ** (planes / N)``, and never wider than ``base_theta``; where N does not divide ``planes``, steps are
+    larger along the axes that get one plane less.
     """
     if scaling == "none":
         return base_theta

@@ -21,7 +21,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> 
     """Turn pairs of channels: ``(a, b) -> (a cos - b sin, a sin + b cos)``.
 
     Args:
-        x: ``(..., channels)``, any real floating dtype.
+        x: ``(..., channels)``, float64, float32, bfloat16 or float16.
         cos: Cosines, of a shape that broadcasts to ``(*x.shape[:-1], planes)`` with ``2 * planes <=
             channels``.
         sin: Sines, of the same shape.

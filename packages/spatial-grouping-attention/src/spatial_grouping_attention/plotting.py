@@ -48,6 +48,7 @@ def plot_groups(
 
     Raises:
         ImportError: matplotlib is not installed.
+        IndexError: there is no such sample, axis or slice.
         TypeError: an entry is no assignment.
         ValueError: there is no stage, stages do not fit, titles are not one for each, or the image's grid does not have
             the assignments' number of axes.

@@ -47,10 +47,10 @@ def grouping_attention(
             ``(group - cell(token))/dilation + radius`` per axis; or, in any other shape, as ``pair_bias``.
         pair_bias: added to the logits: one value for every pair, (B, H, N_in, N_out), where any size may be 1; the
             form that no table is mistaken for.
-        compactness: (H,), not negative: logits get ``- compactness * |p_i - p_j|^2``, positions in units of the group
-            spacing along every axis, which the neighbourhood knows: a group sits at fine index ``j*stride +
-            (kernel_size - 1)/2 - padding``. The weight of place beside content in SLIC superpixels (Achanta et al.
-            2012, doi:10.1109/TPAMI.2012.120, section 3). Differentiable.
+        compactness: (H,), meant to be 0 or more, which is not checked: logits get ``- compactness * |p_i - p_j|^2``,
+            positions in units of the group spacing along every axis, which the neighbourhood knows: a group sits at
+            fine index ``j*stride + (kernel_size - 1)/2 - padding``. The weight of place beside content in SLIC
+            superpixels (Achanta et al. 2012, doi:10.1109/TPAMI.2012.120, section 3). Differentiable.
         valid: (B, N_in) boolean; false tokens belong to no group, whatever they hold.
         valid_groups: (B, N_out) boolean; false groups are seen by no token, whatever they hold.
         backend: ``"auto"``, ``"reference"``, ``"fused"``, ``"tiled"``, ``"native"``, ``"triton"`` or

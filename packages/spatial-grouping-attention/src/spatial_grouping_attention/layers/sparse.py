@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class SparseSpatialGroupingAttention(SpatialGroupingAttention):
     """Grouping in which a token may belong to the groups in a window around its own; for large, early stages.
 
-    Cost grows as N_in * window, memory as N_in. A dilated window costs as much as the undilated one that reaches as
-    far.
+    Cost grows as N_in * window, memory as N_in. With ``backend="tiled"`` a dilated window costs as much as the
+    undilated one that reaches as far; with ``"native"`` next to nothing more than an undilated one.
 
     Other arguments are those of :class:`SpatialGroupingAttention`.
 

@@ -71,7 +71,7 @@ class SegmentationOutput(Output):
         patch.
 
         Args:
-            groups: indices (B, G), integers; -1 for a group that has no members.
+            groups: indices (B, G), integers; -1, as any that is no group of the last stage, has no members.
 
         Returns:
             (B, G, *size), ``log(membership + 1e-12)`` and so finite; pixels that are not valid have no membership.

@@ -6,8 +6,8 @@ the other way round, with ``-lse`` as one bias per key:
     D_ij = A_ij / sum_i A_ij = softmax_i (s_ij - l_i)
 
 Grouping chains the normalisers l and ``pool``. The gradient of l needs no score either: with E_i = sum_j A_ij q_j it
-is dk_i = dl_i E_i and dq_j = sum_i A_ij dl_i k_i, and the latter is the average that ``pool`` computes of dl k, times
-the group's mass.
+is dk_i = scale dl_i E_i and dq_j = scale sum_i A_ij dl_i k_i, and the latter's sum is the average that ``pool``
+computes of dl k, times the group's mass.
 """
 
 from __future__ import annotations
