@@ -1,5 +1,6 @@
 import math
 import warnings
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -49,6 +50,18 @@ def test_both_ends_may_be_one_wavelength() -> None:
     torch.testing.assert_close(lengths, torch.full_like(lengths, 6.0))
 
 
+def test_a_band_of_two_planes_is_its_ends() -> None:
+    freqs = make(1, dim=32, wavelengths=(0.5, 40.0)).freqs
+    assert freqs.shape == (8, 2, 1)
+    torch.testing.assert_close(2 * math.pi / freqs[..., 0], torch.tensor([[0.5, 40.0]]).double().expand(8, 2))
+
+
+def test_no_plane_at_all_has_the_form_of_others() -> None:
+    for directions in DIRECTIONS:
+        freqs = make(2, directions=directions, rotary_ratio=0).freqs
+        assert (freqs.shape, freqs.dtype) == ((8, 0, 2), torch.float64)
+
+
 def test_axial_planes_lie_on_one_axis_with_a_band_each() -> None:
     freqs = make(3, directions="axial", dim=192).freqs  # 12 planes a head
     assert ((freqs != 0).sum(-1) == 1).all()
@@ -61,6 +74,9 @@ def test_planes_that_do_not_divide_go_to_other_axes_in_other_heads() -> None:
     counts = (make(3, directions="axial").freqs != 0).sum(1)  # 16 planes over 3 axes
     assert counts.max() - counts.min() == 1
     assert counts.sum(0).max() - counts.sum(0).min() <= 1
+    # A head's go on where those of the head before ended.
+    counts = (make(3, directions="axial", dim=30, num_heads=3).freqs != 0).sum(1)  # 5 planes over 3 axes
+    assert counts.tolist() == [[2, 2, 1], [2, 1, 2], [1, 2, 2]]
 
 
 def test_mixed_heads_look_along_different_directions() -> None:
@@ -95,6 +111,16 @@ def test_uniform_directions_lie_in_half_of_a_sphere(spatial_dims: int) -> None:
     """A wave and its opposite say the same; none is on the border, which both halves would have."""
     freqs = make(spatial_dims, directions="uniform", dim=1024, num_heads=16).freqs.flatten(0, 1)
     assert (freqs[:, 0] > 0).all()
+
+
+def test_uniform_directions_are_those_of_the_sequence_to_the_last_digit() -> None:
+    """Multiples of the powers of 1/g, with g**3 = g + 1, as quantiles of the normal distribution."""
+    g = ((9 + math.sqrt(69)) / 18) ** (1 / 3) + ((9 - math.sqrt(69)) / 18) ** (1 / 3)  # the plastic number
+    freqs = make(2, directions="uniform").freqs.flatten(0, 1)
+    points = [[(0.5 + n / g**power) % 1 for power in (1, 2)] for n in range(1, len(freqs) + 1)]
+    places = torch.tensor([[NormalDist().inv_cdf(x) for x in point] for point in points], dtype=torch.float64)
+    want = places / places.norm(dim=-1, keepdim=True) * places[:, :1].sign()
+    torch.testing.assert_close(freqs / freqs.norm(dim=-1, keepdim=True), want, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3, 4])
