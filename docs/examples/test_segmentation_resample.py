@@ -154,6 +154,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
     return shown
 
 
+@pytest.mark.slow
 def test_volumes_of_two_spacings(tmp_path: Path, seen: list[tuple[float, ...]]) -> None:
     """Wherever a network looks: at validation, for pictures, in a folder of images, and in one larger than memory."""
     folder = tmp_path / "set"

@@ -170,6 +170,7 @@ def test_stopped_by_the_keyboard_in_the_middle_of_an_epoch(plane, tmp_path, monk
     assert_same_training(undisturbed, tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_stopped_by_the_keyboard_with_workers(plane, tmp_path):
     options, undisturbed = plane
     arguments = [*options, "--out", str(tmp_path), "--workers", "1"]

@@ -50,13 +50,15 @@ BACKENDS = {
 ELSEWHERE = ("native", "triton", "natten")
 EVERY_BACKEND = tuple(name for name in BACKENDS if name not in ELSEWHERE)
 WINDOWED = tuple(name for name in EVERY_BACKEND if BACKENDS[name].windowed)
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
+# Its own tests are in every run; laws of all engines take long in its interpreter.
+IN_INTERPRETER = [pytest.mark.triton, pytest.mark.slow]
+TRITON = pytest.param("triton", marks=IN_INTERPRETER)
 
 
 def every_backend_and(name: str, *values: object) -> pytest.MarkDecorator:
-    """Parameters of a test: every engine with every value; triton, whose interpreter takes long, among slow tests."""
+    """Parameters of a test: every engine with every value."""
     rows: list[object] = [(backend, value) for backend in EVERY_BACKEND for value in values]
-    rows += [pytest.param("triton", value, marks=[pytest.mark.triton, pytest.mark.slow]) for value in values]
+    rows += [pytest.param("triton", value, marks=IN_INTERPRETER) for value in values]
     return pytest.mark.parametrize(("backend", name), rows)
 
 

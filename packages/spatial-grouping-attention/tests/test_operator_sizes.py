@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from grouping_cases import BACKENDS, EVERY_BACKEND, Case, assert_near, gradients, make_case
+from grouping_cases import BACKENDS, EVERY_BACKEND, IN_INTERPRETER, Case, assert_near, gradients, make_case
 from operator_calls import OPERATORS, call, operands
 from spatial_grouping_attention import Neighbourhood, backends
 
@@ -21,7 +21,7 @@ CALLS = [
     *((name, what) for name in DENSE for what in NONE_OF),
     # Grids have tokens and groups.
     *(("tiled", what) for what in NONE_OF if what not in WITHOUT_GRID),
-    *(pytest.param("triton", what, marks=pytest.mark.triton) for what in NONE_OF if what not in WITHOUT_GRID),
+    *(pytest.param("triton", what, marks=IN_INTERPRETER) for what in NONE_OF if what not in WITHOUT_GRID),
 ]
 
 

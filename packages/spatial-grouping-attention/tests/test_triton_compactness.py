@@ -6,7 +6,6 @@ import pytest
 import torch
 from compactness_cases import LONG, alone, compare
 from grouping_cases import make_case
-from layer_cases import mostly_slow
 from spatial_grouping_attention import Neighbourhood, functional
 from spatial_grouping_attention.backends import Problem
 from spatial_grouping_attention.backends import triton as engine
@@ -40,8 +39,9 @@ def test_a_long_axis_is_the_closed_form(
     assert max(errors.values()) < TOLERANCE[dtype], errors
 
 
+@pytest.mark.slow
 @everywhere
-@pytest.mark.parametrize("window", mostly_slow(3, 15))
+@pytest.mark.parametrize("window", [3, 15])
 def test_it_is_added_to_what_slices_of_channels_give(window: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradient is summed over slices of the values, and enters with every pair, however wide the window is."""
     from spatial_grouping_attention.backends.triton import passes
