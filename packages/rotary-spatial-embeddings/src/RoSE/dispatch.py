@@ -2,7 +2,7 @@
 
 The kernels serve on a GPU, where they can and have shown that they can (:mod:`RoSE.kernels.selfcheck`). Everything
 that has to see through the rotation gets ordinary operations instead: function transforms and forward-mode derivatives,
-tensor subclasses, and exporters, whose programs must run where this package is not installed.
+tensor subclasses, and exporters and TorchScript's tracer, whose programs must run where this package is not installed.
 """
 
 from __future__ import annotations
