@@ -159,6 +159,7 @@ def tests_slow(session: nox.Session) -> None:
     install_optional(session)
     marked = ("-m", "slow and not gpu")
     run_tests(session, ROSE / "tests", GROUPING / "tests", ROOT / "benchmarks", options=marked, TRITON_INTERPRET="1")
+    run_tests(session, ROSE / "tests" / "test_graph.py", options=("-p", "spatial_grouping_attention"))
     install_training(session)
     install(session, groups=("brain",))
     run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=("-m", "training and slow"))

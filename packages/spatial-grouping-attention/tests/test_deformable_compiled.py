@@ -71,7 +71,7 @@ def test_kernels_compute_what_the_formulas_say(
 
 @pytest.mark.parametrize("kernels", [INTERPRETED])
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=3)
+@settings(max_examples=5)
 @given(st.data())
 def test_the_interpreter_computes_what_the_formulas_say(name: str, kernels: Kernels, data: st.DataObject) -> None:
     check(kernels, name, torch.float64, *data.draw(cases((1, 3))))

@@ -14,7 +14,7 @@ from triton_cases import TOLERANCE, check, everywhere
 
 
 @everywhere
-@pytest.mark.slow  # the CPU's kernels, fused and tiled, are held to it in every run
+@pytest.mark.slow  # fused and tiled are held to it in every run
 @pytest.mark.parametrize(("name", "dtype"), [("stride 2", torch.bfloat16), *((name, torch.float32) for name in LONG)])
 def test_a_long_axis_is_the_closed_form(
     name: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
