@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from grouping_cases import EVERY_BACKEND, WINDOWED, assert_near, finite, make_case, oracle_group, squared_distances
+from engine_cases import EVERY_BACKEND, WINDOWED
+from grouping_cases import assert_near, finite, make_case, oracle_group, squared_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import VARIANTS, make_layer, mostly_slow, tokens

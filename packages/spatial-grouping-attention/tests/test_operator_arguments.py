@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from grouping_cases import BACKENDS
+from engine_cases import BACKENDS
 from spatial_grouping_attention import Neighbourhood, functional
 
 NAN = float("nan")

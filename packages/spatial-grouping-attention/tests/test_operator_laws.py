@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from engine_cases import BACKENDS, EVERY_BACKEND, WINDOWED
 from grouping_cases import (
-    BACKENDS,
-    EVERY_BACKEND,
-    WINDOWED,
     assert_near,
     cases,
     finite,

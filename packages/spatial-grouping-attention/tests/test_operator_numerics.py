@@ -4,13 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engine_cases import BACKENDS, EVERY_BACKEND, TRITON, every_backend_and
 from grouping_cases import (
-    BACKENDS,
-    EVERY_BACKEND,
-    TRITON,
     Case,
     assert_near,
-    every_backend_and,
     gradients,
     make_case,
     natural_sizes,

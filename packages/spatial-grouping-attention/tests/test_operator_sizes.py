@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from grouping_cases import BACKENDS, EVERY_BACKEND, IN_INTERPRETER, Case, assert_near, gradients, make_case
+from engine_cases import BACKENDS, EVERY_BACKEND, IN_INTERPRETER
+from grouping_cases import Case, assert_near, gradients, make_case
 from operator_calls import OPERATORS, call, operands
 from spatial_grouping_attention import Neighbourhood, backends
 

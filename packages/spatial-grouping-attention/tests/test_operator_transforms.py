@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from grouping_cases import EVERY_BACKEND, TRITON, Case, assert_near, every_backend_and, finite, make_case
+from engine_cases import EVERY_BACKEND, TRITON, every_backend_and
+from grouping_cases import Case, assert_near, finite, make_case
 from operator_calls import OPERATORS, call
 from spatial_grouping_attention import DenseSpatialGroupingAttention, Neighbourhood, SparseSpatialGroupingAttention
 from torch import Tensor

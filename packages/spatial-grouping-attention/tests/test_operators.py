@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_cases import BACKENDS, ELSEWHERE, EVERY_BACKEND, WINDOWED
 from grouping_cases import (
-    BACKENDS,
-    ELSEWHERE,
-    EVERY_BACKEND,
-    WINDOWED,
     Case,
     assert_near,
     cases,
