@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gpu_report_cases as cases
 import torch
@@ -78,7 +79,7 @@ def compile_share(share: int) -> str:
                 run(plan)
         return run(candidates()[0])
 
-    launch.choose = every
+    patch.object(launch, "choose", every).start()
     for title in TITLES:
         case = cases.Grouping(title)
         for name, leaves in case.leaves.items():
@@ -153,8 +154,10 @@ def main() -> None:
     found = environment()
     failures = [reason for reason in in_workers(compile_share, list(range(MOST_WORKERS)), said) if reason]
     print("compiled", *failures, flush=True)
-    sweep = launch.choose = Sweep()
-    passes.token_pass, passes.group_pass = map(sweep.watch, (launch.token_pass, launch.group_pass))
+    sweep = Sweep()
+    patch.object(launch, "choose", sweep).start()
+    for name in ("token_pass", "group_pass"):
+        patch.object(passes, name, sweep.watch(getattr(launch, name))).start()
     totals = {}
     for title in TITLES:
         case = cases.Grouping(title)

@@ -10,6 +10,7 @@ import json
 import sys
 from collections import defaultdict
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -150,7 +151,7 @@ def compactness(compiler: Compiler) -> dict[str, Any]:
 def main() -> None:
     compiler = Compiler()
     JITFunction.run = lambda kernel, *given, **options: compiler(kernel, *given, **options)
-    launch.choose = lambda key, candidates, run: run(candidates()[0])
+    patch.object(launch, "choose", lambda key, candidates, run: run(candidates()[0])).start()
     triton.runtime.driver.set_active(AbsentGPU())
     print(json.dumps(globals()[sys.argv[1]](compiler)))
 

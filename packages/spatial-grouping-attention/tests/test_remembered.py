@@ -90,7 +90,7 @@ def test_made_in_inference_mode_and_trained_with() -> None:
 
 def test_made_under_another_default_device() -> None:
     """What is remembered from there serves: no table is on the default device of whoever asked first."""
-    chosen, entries = [], chunks.runs_of
+    chosen, entries = [], tables.runs_of
 
     def watched(*args: object) -> tuple[tables.Run, ...]:
         chosen.append(args)
