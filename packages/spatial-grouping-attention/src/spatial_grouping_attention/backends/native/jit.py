@@ -18,6 +18,8 @@ import numba
 import torch
 from numba.core import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 from .structures import kind_of
 
@@ -80,6 +82,25 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             return None
 
 
+class _AsWritten(JITCodeLibrary):  # type: ignore[misc]
+    """Code that nobody optimises: whatever it is linked into is optimised as a whole.
+
+    Numba would optimise a function, then whatever calls it with the function in it, then the next: of functions that
+    call each other four deep the innermost four times, which is half the time that all kernels take to compile.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+
+class _HelperCompiler(Compiler):  # type: ignore[misc]
+    """Compiles what only kernels call."""
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        self.state.library = _AsWritten(self.state.targetctx.codegen(), func.__qualname__)
+        return super().compile_extra(func)
+
+
 def compiled(kernel: Any, dtype: torch.dtype) -> Callable[..., int]:
     """A kernel for operands in float32 or float64, which takes addresses of bundles.
 
@@ -110,5 +131,6 @@ def kernel(function: Callable[..., Any]) -> Any:
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile what kernels call."""
     # Without the means to be called from Python or C, which take longer to compile than most of these.
-    compiled: Callable[..., Any] = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _HelperCompiler}
+    compiled: Callable[..., Any] = numba.njit(**alone, **_OPTIONS)(function)
     return compiled
