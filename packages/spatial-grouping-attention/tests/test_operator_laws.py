@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import BACKENDS, EVERY_BACKEND, WINDOWED
+from engine_cases import BACKENDS, EVERY_BACKEND, TRITON, WINDOWED
 from grouping_cases import (
     assert_near,
     cases,
@@ -204,6 +204,19 @@ def test_strides_of_the_operands_do_not_matter(backend: str) -> None:
         grads.append(torch.autograd.grad(total, list(leaves.values())))
     for got, want in zip(*grads, strict=True):
         assert_near(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("token_major", [False, True])
+@pytest.mark.parametrize("backend", ["fused", "tiled", pytest.param("native", marks=pytest.mark.native), TRITON])
+def test_results_lie_in_memory_as_the_values_do(backend: str, token_major: bool) -> None:
+    """So that heads that are views of (B, N, H * D) are such views afterwards, and joining them copies nothing."""
+    case = make_case(Neighbourhood((6, 5), (3, 3), 2, 3, 1, 5), valid="some").to(torch.float32)
+    if token_major:
+        values = {name: getattr(case, name).transpose(1, 2).contiguous().transpose(1, 2) for name in "vu"}
+        case = replace(case, **values)
+    for call in (group, assign):
+        out = call(case, backend)[0]
+        assert (out.transpose(1, 2) if token_major else out).is_contiguous()
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
