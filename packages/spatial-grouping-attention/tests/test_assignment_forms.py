@@ -1,13 +1,14 @@
 """Forms of memberships: pytrees, devices, dtypes, autocast, backends, and what is refused."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from assignment_cases import EVERY_VARIANT, chain, one, random
 from grouping_cases import assert_near
 from layer_cases import SHAPES, VARIANTS, make_layer, tokens
-from spatial_grouping_attention import Assignment, ComposedAssignment, compose
+from spatial_grouping_attention import Assignment, ComposedAssignment, DeformableAssignment, Neighbourhood, compose
 from torch.utils import _pytree as pytree
 
 
@@ -42,14 +43,22 @@ def test_pytrees_keep_what_is_real_and_the_backend(variant: str) -> None:
     assert getattr(again, "backend", None) == getattr(assignment, "backend", None)
 
 
-def test_the_backend_of_an_assignment_serves_all_that_it_carries() -> None:
-    """By one that refuses a window."""
-    assignment = one("sparse")
-    refusing = pytree.tree_map(lambda leaf: leaf, assignment)
-    refusing.backend = "fused"
+@pytest.mark.parametrize(("variant", "refuses"), [("sparse", "fused"), ("deformable", "tiled")])
+def test_the_backend_of_an_assignment_serves_all_that_it_carries(variant: str, refuses: str) -> None:
+    """By one that refuses such memberships."""
+    assignment = one(variant)
+    refusing: Any = pytree.tree_map(lambda leaf: leaf, assignment)
+    refusing.backend = refuses
     for call, number in ((refusing.upsample, assignment.num_groups), (refusing.pool, assignment.num_inputs)):
-        with pytest.raises(ValueError, match="fused"):
+        with pytest.raises(ValueError, match=refuses):
             call(random(2, number, 1))
+
+
+def test_memberships_at_points_are_carried_by_any_backend_unless_one_is_named() -> None:
+    log_shares, points = torch.zeros(1, 1, 4, 1), torch.arange(4.0).view(1, 1, 4, 1, 1) / 2
+    assignment = DeformableAssignment(log_shares, points, Neighbourhood((4,), (2,), 2, 2, 0, 1))
+    assert assignment.backend == "auto"
+    assert_near(assignment.upsample(torch.tensor([[[0.0], [1.0]]])).flatten(), torch.tensor([0.0, 0.5, 1.0, 1.0]), 1e-6)
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])

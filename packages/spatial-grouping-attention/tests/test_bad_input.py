@@ -223,6 +223,13 @@ def test_masks(variant: str, mask: object, error: type[Exception], match: str) -
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_a_mask_does_not_say_how_many_tokens_there_are(variant: str) -> None:
+    """Tokens along a line are counted in x, so it is the mask that is wrong."""
+    with pytest.raises(ValueError, match=r"^mask must have shape \(2, 54\) .*; got \(2, 53\)$"):
+        VARIANTS[variant](8, 1, 3, 2)(X, 1.0, mask=torch.ones(2, 53, dtype=BOOL))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_origins_and_grids_below_the_kernel(variant: str) -> None:
     layer = VARIANTS[variant](8, 2, 7, 2, padding=0)
     with pytest.raises(
@@ -250,7 +257,12 @@ def test_a_grid_is_said_once(variant: str) -> None:
         ({"grid": Grid(GRID), "grid_shape": GRID}, ValueError, f"{prefix}grid must be the only place"),
         ({"grid": Grid((54,))}, ValueError, rf"{prefix}grid must have 2 axes; got shape \(54,\)"),
         ({"grid": GRID}, TypeError, rf"{prefix}grid must be a RoSE\.Grid; got tuple"),
-        ({"grid": Grid(GRID, torch.ones(3, 2))}, ValueError, "spacing must have the batch size 2 .*; got 3"),
+        ({"grid": Grid(GRID, torch.ones(3, 2))}, ValueError, f"^{prefix}spacing must have the batch size 2 .*; got 3$"),
+        (
+            {"grid": Grid(GRID, 1.0, torch.ones(3, 2))},
+            ValueError,
+            f"^{prefix}origin must have the batch size 2 .*; got 3$",
+        ),
     ]
     if prefix:
         cases.append(
