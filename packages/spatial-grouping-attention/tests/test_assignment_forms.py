@@ -49,9 +49,10 @@ def test_the_backend_of_an_assignment_serves_all_that_it_carries(variant: str, r
     assignment = one(variant)
     refusing: Any = pytree.tree_map(lambda leaf: leaf, assignment)
     refusing.backend = refuses
-    for call, number in ((refusing.upsample, assignment.num_groups), (refusing.pool, assignment.num_inputs)):
+    up, down = random(2, assignment.num_groups, 1), random(2, assignment.num_inputs, 1)
+    for call, values in ((refusing.upsample, up), (refusing.pool, down), (refusing.sum, down)):
         with pytest.raises(ValueError, match=refuses):
-            call(random(2, number, 1))
+            call(values)
 
 
 def test_memberships_at_points_are_carried_by_any_backend_unless_one_is_named() -> None:
