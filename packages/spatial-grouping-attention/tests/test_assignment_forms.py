@@ -31,7 +31,8 @@ def test_everything_is_where_the_memberships_are(assignment: Assignment) -> None
 
 @pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_pytrees_keep_what_is_real_and_the_backend(variant: str) -> None:
-    layer, shape = make_layer(variant, backend="tiled" if variant == "sparse" else "auto"), SHAPES[2]
+    named = {"sparse": "tiled", "deformable": "reference"}
+    layer, shape = make_layer(variant, backend=named.get(variant, "auto")), SHAPES[2]
     valid = torch.zeros(2, *shape, dtype=torch.bool)
     valid[:, :3, :4] = True
     assignment = layer(tokens(shape), 0.5, shape, valid=valid).assignment
@@ -39,6 +40,7 @@ def test_pytrees_keep_what_is_real_and_the_backend(variant: str) -> None:
     labels = again.labels()
     assert torch.equal(labels, assignment.labels())
     assert torch.equal(labels >= 0, valid.flatten(1))
+    assert torch.equal(again.valid, assignment.valid)
     assert torch.equal(again.valid_groups, assignment.valid_groups)
     assert getattr(again, "backend", None) == getattr(assignment, "backend", None)
 
