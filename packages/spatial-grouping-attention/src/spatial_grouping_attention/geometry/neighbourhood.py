@@ -138,7 +138,6 @@ class Neighbourhood:
         index = torch.zeros(1, 1, dtype=torch.long, device=device)
         for distance, axis in zip(self._distances(device), self.axes, strict=True):
             entry = (-distance).div(axis.dilation, rounding_mode="floor") + axis.radius
-            entry = entry.clamp(0, axis.window - 1)
             index = (index[:, None, :, None] * axis.window + entry[None, :, None, :]).flatten(0, 1).flatten(1, 2)
         return index.masked_fill(~self.mask(device), 0)
 
