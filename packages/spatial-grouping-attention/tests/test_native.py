@@ -338,6 +338,31 @@ def test_a_kept_kernel_says_itself_what_it_is(tmp_path: Path) -> None:
 
 
 @needs_numba
+def test_what_a_kernel_calls_is_optimised_with_it_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever numba calls today for what our helpers are to leave out: else they would compile twice as long."""
+    import numba
+    from numba.core.codegen import JITCodeLibrary
+    from spatial_grouping_attention.backends.native.jit import helper
+
+    optimised, optimise = [], JITCodeLibrary._optimize_final_module
+
+    def watched(library: Any) -> None:
+        optimised.append(library.name)
+        optimise(library)
+
+    monkeypatch.setattr(JITCodeLibrary, "_optimize_final_module", watched)
+    twice = helper(lambda x: 2 * x)
+    more = helper(lambda x: twice(x) + 1)
+
+    @numba.njit
+    def outermost(x: float) -> Any:
+        return more(x) * 3
+
+    assert outermost(1.0) == 9.0
+    assert [name for name in optimised if "locals" in name] == [outermost.py_func.__qualname__]  # and numba's runtime
+
+
+@needs_numba
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_nan_stays_near_its_token(operator: str) -> None:
     case = make_case(Neighbourhood((40,), (20,), 2, 3, 1, 3), batch=1, heads=1).to(torch.float32)

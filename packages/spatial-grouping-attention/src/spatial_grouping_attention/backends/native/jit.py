@@ -83,14 +83,14 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 class _AsWritten(JITCodeLibrary):  # type: ignore[misc]
-    """Code that nobody optimises: whatever it is linked into is optimised as a whole.
-
-    Numba would optimise a function, then whatever calls it with the function in it, then the next: of functions that
-    call each other four deep the innermost four times, which is half the time that all kernels take to compile.
-    """
+    """Code that nobody optimises: whatever it is linked into is optimised as a whole."""
 
     def _optimize_final_module(self) -> None:
-        pass
+        """Leave it.
+
+        Numba would optimise a function, then whatever calls it with the function in it, then the next: of functions
+        that call each other four deep the innermost four times, half the time that all kernels take to compile.
+        """
 
 
 class _HelperCompiler(Compiler):  # type: ignore[misc]
