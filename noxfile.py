@@ -207,7 +207,7 @@ def tests_libraries(session: nox.Session) -> None:
 def tests_training(session: nox.Session) -> None:
     """The training programs, from reading files to going on after a kill, on images of a few pixels."""
     install_training(session)
-    install(session, "pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime", groups=("brain",))
+    install(session, groups=("test", "brain"))
     take_kernels(session, "tests-optional")
     # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once. In the
     # order given, because files of few tests, which otherwise come last, are those that take long.
@@ -381,7 +381,7 @@ def sdists(session: nox.Session) -> None:
         install(session, *wheels)
         for source in sources:
             with session.chdir(source):
-                session.run("pytest", "-n", "auto", env=PINNED)
+                session.run("python", "-m", "pytest", "-n", "auto", env=PINNED)
 
 
 @nox.session

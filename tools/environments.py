@@ -16,8 +16,8 @@ SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
 # Of packages, the wheels that this run of nox has built.
 _WHEELS: dict[Path, str] = {}
 
-# Where this run of nox has installed torch.
-_TORCH: set[Path] = set()
+# The folders of packages for several environments that this run of nox has filled.
+_SHARED: set[Path] = set()
 
 # One thread per test worker: two workers that each start a thread per core only get in each other's way.
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -29,24 +29,34 @@ def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = 
     What is imported is compiled then: to compile all of torch takes longer than the tests of many a session.
     """
     if set(requirements) & set(_WHEELS.values()):
-        _find_torch(session)
-    listed = nox.project.dependency_groups(SETTINGS, *groups) if groups else ()
-    session.install("--no-compile", "-c", str(CONSTRAINTS), *requirements, *listed)
+        _share(session, "torch", "torch")
+    own = list(requirements)
+    for group in groups:
+        listed = nox.project.dependency_groups(SETTINGS, group)
+        if group == "test":
+            _share(session, group, *listed)
+        else:
+            own += listed
+    if own:
+        session.install("--no-compile", "-c", str(CONSTRAINTS), *own)
 
 
-def _find_torch(session: nox.Session) -> None:
-    """Let an environment find torch in a folder that all share: to install and compile it takes long."""
+def _share(session: nox.Session, name: str, *requirements: str) -> None:
+    """Let an environment find requirements in a folder that all share: to install and compile them takes long.
+
+    Programs that they bring are not on its path: ``python -m`` runs them.
+    """
     here = Path(session.virtualenv.location)
-    shared, fresh = here.with_name("torch"), here.with_name("torch-incomplete")
-    if shared not in _TORCH:
+    shared, fresh = here.with_name(name), here.with_name(f"{name}-incomplete")
+    if shared not in _SHARED:
         shutil.rmtree(fresh, ignore_errors=True)
-        session.install("--no-compile", "-c", str(CONSTRAINTS), "--target", str(fresh), "torch")
+        session.install("--no-compile", "-c", str(CONSTRAINTS), "--target", str(fresh), *requirements)
         if fresh.exists():  # which it does not where environments are used again as they are
             shutil.rmtree(shared, ignore_errors=True)
             fresh.rename(shared)
-        _TORCH.add(shared)
+        _SHARED.add(shared)
     for packages in here.rglob("site-packages"):
-        (packages / "torch.pth").write_text(f"{shared}\n", encoding="utf-8")
+        (packages / f"{name}.pth").write_text(f"{shared}\n", encoding="utf-8")
 
 
 def install_peers(session: nox.Session) -> None:
@@ -161,4 +171,5 @@ def import_alone(session: nox.Session, name: str) -> None:
 
 def run_tests(session: nox.Session, *paths: Path, options: tuple[str, ...] = (), **environment: str) -> None:
     """Run pytest on folders, in parallel, with the options given after ``--``."""
-    session.run("pytest", "-n", "auto", *options, *map(str, paths), *session.posargs, env={**PINNED, **environment})
+    run = ("python", "-m", "pytest", "-n", "auto", *options, *map(str, paths), *session.posargs)
+    session.run(*run, env={**PINNED, **environment})
