@@ -1,8 +1,9 @@
 """What two processes do together for ``test_segmentation_processes.py``, and one alone beside them.
 
-    torchrun --nproc-per-node 2 processes_for_tests.py FOLDER
+    torchrun --nproc-per-node 2 processes_for_tests.py programs FOLDER
 
-Starting processes takes longer than all that they do, so they are started once.
+Starting processes takes longer than most of what they do, so they are started once for all that tests of ``programs``
+look at, and once for those of ``steps``, which take longer.
 """
 
 import errno
@@ -49,6 +50,7 @@ EQUALS = [  # task, network's type, precision of the forward pass, recomputed bl
     ("instances", "float64", "float32", True),
     ("instances", "float32", "bf16", True),
 ]
+SHARDED = EQUALS[1]
 PLAIN = ("semantic", "float32", "float32", False)
 
 
@@ -289,13 +291,27 @@ def one_with_an_error(folder: Path, arguments: list[str]) -> list[tuple[int | No
     return [(end, file.read_text()) for end, file in zip(ends, said, strict=True)]
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
+def run_programs(folder: Path) -> None:
+    """Whole programs, what goes wrong in them, and one of the trainings that are compared with those of one process."""
     arguments = json.loads((folder / "arguments.json").read_text())
     ends = one_with_an_error(folder, arguments) if os.environ["RANK"] == "0" else None
     with started(CPU) as processes:
         programs(processes, folder, arguments)
-        found: dict[str, Any] = {"random": processes.gather(random_numbers(processes)), "one with an error": ends}
+        found = {
+            "one with an error": ends,
+            "random": processes.gather(random_numbers(processes)),
+            "trained": trained(processes, "fsdp", *SHARDED),
+            "troubles": processes.gather(troubles(processes, folder / "by-one")),
+        }
+        if processes.is_first:
+            torch.save(found, folder / "found.pt")
+        killed(processes, [*arguments, "--out", str(folder / "killed")])
+
+
+def take_steps(folder: Path) -> None:
+    """Trainings of all kinds, and what they make of what others wrote."""
+    found: dict[str, Any] = {}
+    with started(CPU) as processes:
         for way in WAYS:
             found[way] = {
                 "trained": [trained(processes, way, *case) for case in EQUALS],
@@ -305,11 +321,10 @@ def main(folder: Path) -> None:
         for way, other in (WAYS, WAYS[::-1]):
             for by in ("one", other):
                 found[way][f"taken up from {by}"] = taken_up(processes, way, folder / f"by-{by}")
-        found["troubles"] = processes.gather(troubles(processes, folder / "by-ddp"))
         if processes.is_first:
             torch.save(found, folder / "found.pt")
-        killed(processes, [*arguments, "--out", str(folder / "killed")])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    {"programs": run_programs, "steps": take_steps}[sys.argv[1]](Path(sys.argv[2]))

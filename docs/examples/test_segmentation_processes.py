@@ -48,17 +48,28 @@ def run(command, **keywords):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **keywords)
 
 
+def found_by(part, folder, *more):
+    """What two processes found, beside a checkpoint that one wrote, and what they said."""
+    (folder / "arguments.json").write_text(json.dumps(more))
+    kept_by_one = job.kept_by(ALONE, "ddp", folder / "by-one")
+    done = run([*TORCHRUN, str(HERE / "processes_for_tests.py"), part, str(folder)])
+    assert (folder / "found.pt").exists(), done.stderr
+    return torch.load(folder / "found.pt", weights_only=True) | {"kept by one": kept_by_one}, done
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two processes found, what they wrote, and what they said."""
+    """Where two processes wrote, what they found, and what they said."""
     folder = tmp_path_factory.mktemp("two")
     arguments = [*write_set(folder / "set", (24, 26), ".png"), *QUICK, "--parallel", "fsdp"]
-    (folder / "arguments.json").write_text(json.dumps(arguments))
-    kept_by_one = job.kept_by(ALONE, "ddp", folder / "by-one")
-    done = run([*TORCHRUN, str(HERE / "processes_for_tests.py"), str(folder)])
-    assert (folder / "found.pt").exists(), done.stderr
-    found = torch.load(folder / "found.pt", weights_only=True)
-    return folder, found | {"kept by one": kept_by_one}, done
+    return folder, *found_by("programs", folder, *arguments)
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory):
+    """Where two processes wrote, and what they found in trainings of all kinds."""
+    folder = tmp_path_factory.mktemp("stepped")
+    return folder, found_by("steps", folder)[0]
 
 
 def leaves(state):
@@ -79,19 +90,10 @@ def farthest(one, other):
     return found
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """What one process makes of every case."""
-    return {case: job.trained(ALONE, "ddp", *case) for case in job.EQUALS}
-
-
-@pytest.mark.parametrize("way", job.WAYS)
-@pytest.mark.parametrize("case", job.EQUALS, ids=lambda case: "-".join(map(str, case)))
-def test_two_processes_take_the_steps_that_one_takes(two, alone, way, case):
-    found, want = two[1][way]["trained"][job.EQUALS.index(case)], alone[case]
+def assert_same_steps(found, want, precision):
     assert_same(found["first"], want["first"])
     assert farthest(want["first"], want["end"]["tensors"]["network"]) > 1e-2
-    if case[2] == "bf16":  # 8 bits
+    if precision == "bf16":  # 8 bits
         assert farthest(want["losses"], found["losses"]) < 2**-8
         return
     assert farthest(want["losses"], found["losses"]) < ROUNDINGS * torch.finfo(torch.float64).eps
@@ -101,37 +103,59 @@ def test_two_processes_take_the_steps_that_one_takes(two, alone, way, case):
         assert farthest(part, found["end"]["tensors"][kind]) < most
 
 
+def test_two_processes_take_the_steps_that_one_takes(two):
+    """Of a network in parts, of which some are computed again: the others are slow."""
+    assert_same_steps(two[1]["trained"], job.trained(ALONE, "ddp", *job.SHARDED), job.SHARDED[2])
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process makes of every case."""
+    return {case: job.trained(ALONE, "ddp", *case) for case in job.EQUALS}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", job.WAYS)
-def test_two_processes_take_the_steps_that_one_takes_in_single_precision(two, way):
-    found, want = (kept["tensors"]["optimiser"] for kept in (two[1][way]["kept"], two[1]["kept by one"]))
+@pytest.mark.parametrize("case", job.EQUALS, ids=lambda case: "-".join(map(str, case)))
+def test_all_take_the_steps_that_one_takes(stepped, alone, way, case):
+    assert_same_steps(stepped[1][way]["trained"][job.EQUALS.index(case)], alone[case], case[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", job.WAYS)
+def test_all_take_the_steps_that_one_takes_in_single_precision(stepped, way):
+    found, want = (kept["tensors"]["optimiser"] for kept in (stepped[1][way]["kept"], stepped[1]["kept by one"]))
     assert farthest(want, found) < ROUNDINGS * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "by"), [("ddp", "one"), ("ddp", "fsdp"), ("fsdp", "one"), ("fsdp", "ddp")])
-def test_any_processes_go_on_from_what_any_others_wrote(two, way, by):
-    wrote = two[1]["kept by one"] if by == "one" else two[1][by]["kept"]
+def test_any_processes_go_on_from_what_any_others_wrote(stepped, way, by):
+    wrote = stepped[1]["kept by one"] if by == "one" else stepped[1][by]["kept"]
     assert wrote["rest"]["progress"]["step"] == 2
-    assert_same(wrote, two[1][way][f"taken up from {by}"])
+    assert_same(wrote, stepped[1][way][f"taken up from {by}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", job.WAYS)
-def test_one_process_goes_on_from_what_two_wrote(two, by):
-    folder, found, _ = two
+def test_one_process_goes_on_from_what_two_wrote(stepped, by):
+    folder, found = stepped
     assert_same(found[by]["kept"], job.taken_up(ALONE, "ddp", folder / f"by-{by}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", job.WAYS)
+def test_scores_are_those_of_one_process(stepped, way):
+    found, want = stepped[1][way]["scores"], job.scores(ALONE, "ddp")
+    assert found["rounds"] == [2, 2, 1]
+    assert leaves(found["scores"]) == pytest.approx(leaves(want["scores"]), nan_ok=True)
 
 
 def test_weights_of_another_network(two):
     training = job.made(ALONE, "ddp", "instances", "float32", "float32", False)
-    path, _ = sharded.read(two[0] / "by-fsdp", ())
+    path, _ = sharded.read(two[0] / "by-one", ())
     with pytest.raises(CheckpointError, match=r"must hold the weights .* another version(.|\n)*Size mismatch"):
         sharded.load(path, training.tensors())
-
-
-@pytest.mark.parametrize("way", job.WAYS)
-def test_scores_are_those_of_one_process(two, way):
-    found, want = two[1][way]["scores"], job.scores(ALONE, "ddp")
-    assert found["rounds"] == [2, 2, 1]
-    assert leaves(found["scores"]) == pytest.approx(leaves(want["scores"]), nan_ok=True)
 
 
 def test_random_numbers_differ_between_processes_and_not_between_trainings(two):
@@ -147,8 +171,8 @@ def test_what_goes_wrong_in_one_process_ends_all_with_its_message(two):
     assert second["unreadable"] == "ValueError: c.png: expected a complete PNG file"
     assert second["unwritable"] == first["unwritable"].replace("ValueError", "ProcessError")
     for one in (first, second):
-        assert one["full"].endswith("by-ddp: File too large; the checkpoint that was there is unchanged")
-    assert [path.name for path in (two[0] / "by-ddp").iterdir()] == ["00000000"]
+        assert one["full"].endswith("by-one: File too large; the checkpoint that was there is unchanged")
+    assert [path.name for path in (two[0] / "by-one").iterdir()] == ["00000000"]
 
 
 def test_program_asked_to_stop_in_one_process_stops_in_both_and_goes_on(two):
