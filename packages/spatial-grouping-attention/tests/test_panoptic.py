@@ -1,6 +1,7 @@
 """Candidates of the panoptic head: which groups they are, their masks, and what padding does to them (nothing)."""
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -51,6 +52,15 @@ def test_masks_of_all_groups_sum_to_one_at_every_valid_pixel(ndim: int, grouping
     assert_near(total[valid], torch.ones_like(total[valid]), 1e-9)
     assert total[~valid].max() < 1e-9
     assert masks(together).isfinite().all()
+
+
+def test_masks_read_like_the_fields_and_are_none_of_them() -> None:
+    output = make(head="panoptic")(image_of((13, 10)))
+    assert "mask_logits" in output and "masks" not in output and "mask_logits" not in list(output)
+    assert torch.equal(output["mask_logits"], masks(output))
+    assert set(dict(output)) == {field.name for field in dataclasses.fields(output)}
+    with pytest.raises(KeyError, match="masks"):
+        output["masks"]
 
 
 def test_semantic_logits_are_those_of_the_native_head() -> None:

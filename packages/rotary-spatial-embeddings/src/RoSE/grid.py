@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import FrozenInstanceError
 
 import torch
 from torch import Tensor
@@ -73,11 +74,11 @@ class Grid:
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: grids are shared."""
-        raise AttributeError(f"a Grid is immutable; make a new one instead of setting {name!r}")
+        raise FrozenInstanceError(f"a Grid is immutable; make a new one instead of setting {name!r}")
 
     def __delattr__(self, name: str) -> None:
         """Refuse likewise."""
-        raise AttributeError(f"a Grid is immutable; {name!r} cannot be deleted")
+        raise FrozenInstanceError(f"a Grid is immutable; {name!r} cannot be deleted")
 
     def __repr__(self) -> str:
         """The call that makes it."""

@@ -22,7 +22,8 @@ class SegmentationOutput(Output):
     """Classes of the pixels, and what they were made of.
 
     Reads like a dataclass (``output.logits``) and like a dict (``output["logits"]``, ``**output``), and is a pytree.
-    Masks are no field: they are as large as all candidates' pixels, and made anew whenever they are asked for.
+    ``mask_logits`` is read in both ways and is no field: masks are as large as all candidates' pixels, and made anew
+    whenever they are asked for.
     """
 
     logits: Tensor
@@ -57,6 +58,14 @@ class SegmentationOutput(Output):
         class_logits: Tensor | None = None,
     ) -> None:
         self._fill(logits, features, assignments, grids, stem_stride, valid, candidates, class_logits)
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name, or ``mask_logits``."""
+        return self.mask_logits if name == "mask_logits" else super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name can be read, without making masks."""
+        return name == "mask_logits" or name in set(self)
 
     @property
     def mask_logits(self) -> Tensor | None:
