@@ -60,12 +60,12 @@ class SegmentationOutput(Output):
         self._fill(logits, features, assignments, grids, stem_stride, valid, candidates, class_logits)
 
     def __getitem__(self, name: str) -> Any:
-        """A field by its name, or ``mask_logits``."""
+        """A field by its name, or ``mask_logits``, which is made then, as a ``defaultdict`` makes what it lacks."""
         return self.mask_logits if name == "mask_logits" else super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a name can be read, without making masks."""
-        return name == "mask_logits" or name in set(self)
+        """Whether it is the name of a field; no masks are made to find out."""
+        return name in set(self)
 
     @property
     def mask_logits(self) -> Tensor | None:
