@@ -56,7 +56,8 @@ def test_masks_of_all_groups_sum_to_one_at_every_valid_pixel(ndim: int, grouping
 
 def test_masks_read_like_the_fields_and_are_none_of_them() -> None:
     output = make(head="panoptic")(image_of((13, 10)))
-    assert "logits" in output and "mask_logits" not in output
+    assert "logits" in output
+    assert "mask_logits" not in output
     assert torch.equal(output["mask_logits"], masks(output))
     assert set(dict(output)) == {field.name for field in dataclasses.fields(output)}
     with pytest.raises(KeyError, match="masks"):
