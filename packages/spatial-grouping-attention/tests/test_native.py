@@ -17,6 +17,7 @@ import torch
 from grouping_cases import Case, assert_near, cases, gradients, make_case, oracle_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_cases import slow
 from operator_calls import OPERATORS, call, operands
 from spatial_grouping_attention import Neighbourhood, functional
 from spatial_grouping_attention.backends import native, tiled
@@ -284,7 +285,7 @@ assert torch.isfinite(out).all() and "numba" in sys.modules
 
 
 @needs_numba
-@pytest.mark.parametrize("place", ["missing", "a file"])
+@pytest.mark.parametrize("place", ["a file", *slow("missing")])
 def test_quiet_where_nothing_can_be_cached(place: str, tmp_path: Path) -> None:
     """Folders that cannot be made stand for those that may not be written: root may write everywhere."""
     obstacle = tmp_path / "file"

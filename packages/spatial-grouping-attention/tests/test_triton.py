@@ -5,6 +5,7 @@ import torch
 from grouping_cases import make_case, neighbourhoods
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_cases import mostly_slow
 from spatial_grouping_attention import Neighbourhood
 from triton_cases import LARGER, TOLERANCE, check, everywhere, on_gpu, one_plan_a_class  # noqa: F401
 
@@ -96,7 +97,7 @@ def test_large_logits_starve_groups_but_averages_stay_exact(device: str) -> None
     check(case, device, slack=30.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", mostly_slow(torch.bfloat16, torch.float16))
 @everywhere
 def test_half_types(dtype: torch.dtype, device: str) -> None:
     case = make_case(Neighbourhood((11,), (6,), 2, 3, 1, 3), batch=1, heads=2, bias="table", compact=True, head_size=16)
