@@ -161,7 +161,9 @@ def tests_slow(session: nox.Session) -> None:
     run_tests(session, ROSE / "tests" / "test_graph.py", options=("-p", "spatial_grouping_attention"))
     install_training(session)
     install(session, groups=("brain",))
-    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=("-m", "training and slow"))
+    # All of a file to one worker: what its tests share is trained once.
+    marked = ("--dist", "loadfile", "-m", "training and slow")
+    run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)
     # The compiler that the lowest torch installs refuses what later ones take.
     session.install("--no-deps", "triton==3.6.0")
     run_tests(session, GROUPING / "tests" / "test_triton_compiled.py", options=("-m", "triton"))
