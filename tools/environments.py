@@ -47,13 +47,14 @@ def _share(session: nox.Session, name: str, *requirements: str) -> None:
     Programs that they bring are not on its path: ``python -m`` runs them.
     """
     here = Path(session.virtualenv.location)
-    shared, fresh = here.with_name(name), here.with_name(f"{name}-incomplete")
+    # Hypothesis reads the source of all that is imported from elsewhere than site-packages, in every process.
+    shared, fresh = (here.with_name(folder) / "site-packages" for folder in (name, f"{name}-incomplete"))
     if shared not in _SHARED:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(fresh.parent, ignore_errors=True)
         session.install("--no-compile", "-c", str(CONSTRAINTS), "--target", str(fresh), *requirements)
         if fresh.exists():  # which it does not where environments are used again as they are
-            shutil.rmtree(shared, ignore_errors=True)
-            fresh.rename(shared)
+            shutil.rmtree(shared.parent, ignore_errors=True)
+            fresh.parent.rename(shared.parent)
         _SHARED.add(shared)
     for packages in here.rglob("site-packages"):
         (packages / f"{name}.pth").write_text(f"{shared}\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """One thread per worker, and hypothesis without time limits: a failure must mean a broken law."""
 
+import gc
 import os
 
 import pytest
@@ -29,3 +30,9 @@ def assignment(request: pytest.FixtureRequest) -> Assignment:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start what takes longest first, so that no worker is left with it at the end."""
     items.sort(key=lambda item: "test_memory.py" not in item.nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """Let what imports have made stay: searches for garbage among all of torch take a tenth of the time of tests."""
+    gc.collect()
+    gc.freeze()
