@@ -20,6 +20,11 @@ settings.register_profile(
 )
 settings.load_profile("laws")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from quick_interpreter import remember_builtins
+
+    remember_builtins()
+
 
 @pytest.fixture(params=ASSIGNMENTS)
 def assignment(request: pytest.FixtureRequest) -> Assignment:
