@@ -169,6 +169,22 @@ def test_masks_of_another_kind_are_refused(mask: object, error: type[Exception],
         BLOCK(x, 0.5, (2, 3), valid=mask)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_grid_of_other_tokens_is_refused(tokens: int) -> None:
+    """A single token would be repeated for all of the grid, any other number is torch's to refuse."""
+    valid, x, whole = inside((4,), (5,)), torch.randn(1, tokens, 8), torch.randn(1, 5, 8)
+    attention, cross = RoSEMultiHeadAttention(8, 2, 1), RoSEMultiHeadCrossAttention(8, 2, 1)
+    for call in (
+        lambda: attention(x, 1.0, (5,), valid=valid),
+        lambda: cross(x, whole, 1.0, (5,), valid=valid),
+        lambda: cross(whole, x, 1.0, (5,), k_valid=valid),
+        lambda: cross.attend(x, whole, whole, 1.0, (5,), valid=valid),
+        lambda: cross.attend(whole, x, x, 1.0, (5,), k_valid=valid),
+    ):
+        with pytest.raises(ValueError, match=rf"valid must have one entry for each of the {tokens} tokens; got 5"):
+            call()
+
+
 def test_nested_features_need_no_padding() -> None:
     nested = torch.nested.nested_tensor([torch.randn(2, 16), torch.randn(4, 16)], layout=torch.jagged)
     with pytest.raises(ValueError, match="valid must be None for nested features"):

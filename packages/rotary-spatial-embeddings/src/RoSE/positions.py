@@ -239,6 +239,9 @@ def valid_tokens(name: str, valid: Tensor, where: Where, batch: int, tokens: int
         where: Where the tokens are.
         batch: Samples.
         tokens: All tokens, the prefix included.
+
+    Raises:
+        ValueError: Another shape, or a grid of another number of tokens: one token would be repeated for all of it.
     """
     prefix = require_int("num_prefix_tokens", where.num_prefix_tokens, minimum=0)
     if isinstance(valid, Tensor) and valid.dim() == 2 and valid.shape[1] == tokens:
@@ -248,7 +251,13 @@ def valid_tokens(name: str, valid: Tensor, where: Where, batch: int, tokens: int
         shape = where.coordinates.shape
     elif where.grid_shape is not None:
         shape = require_shape("grid_shape", where.grid_shape)
-    return F.pad(require_valid(valid, batch, shape, name=name), (prefix, 0), value=True)
+    on_grid = require_valid(valid, batch, shape, name=name)
+    if on_grid.shape[1] != tokens - prefix:
+        raise ValueError(
+            f"{name} must have one entry for each of the {tokens - prefix} tokens; got {on_grid.shape[1]}, on a grid "
+            f"of shape {shape}"
+        )
+    return F.pad(on_grid, (prefix, 0), value=True)
 
 
 def spacing_tensor(spacing: tuple[float, ...] | Tensor, device: torch.device) -> Tensor:
