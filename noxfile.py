@@ -219,13 +219,14 @@ def tests_training(session: nox.Session) -> None:
 
 @nox.session(name="tests-gpu")
 def tests_gpu(session: nox.Session) -> None:
-    """The tests marked gpu; fails where there is no CUDA device, and where no test was executed."""
-    session.install(*build(session, ROSE, GROUPING), *nox.project.dependency_groups(SETTINGS, "test"))
+    """The tests marked gpu, of both packages and of the training programs; fails where no test was executed."""
+    session.install(*build(session, ROSE, GROUPING), *nox.project.dependency_groups(SETTINGS, "test", "train"))
+    session.install("--no-deps", *nox.project.dependency_groups(SETTINGS, "train-torch"))
     session.run("python", "-c", "import torch; assert torch.cuda.is_available(), 'this session needs a CUDA device'")
     report = str(Path(session.create_tmp()).resolve() / "report.xml")
+    folders = map(str, (ROSE / "tests", GROUPING / "tests", ROOT / "docs" / "examples"))
     # Most of the time goes to compiling kernels, which processes share out among themselves.
-    run = ("pytest", "-n", "8", "-m", "gpu", f"--junit-xml={report}", str(ROSE / "tests"), str(GROUPING / "tests"))
-    session.run(*run, *session.posargs)
+    session.run("pytest", "-n", "8", "-m", "gpu", f"--junit-xml={report}", *folders, *session.posargs)
     session.run("python", str(ROOT / "tools" / "require_tests.py"), report)
 
 

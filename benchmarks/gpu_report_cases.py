@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -231,8 +231,9 @@ class Grouping:
         return {"kernels": plain, **with_extras}
 
 
-def compile_ahead(task: tuple[str, str]) -> float:
-    """Launch every plan of an operator's passes in one geometry, so that its kernels are in triton's cache; seconds.
+@contextlib.contextmanager
+def launching_every_plan() -> Iterator[None]:
+    """Within, whatever kernels are launched is launched with every plan, so that they all are in triton's cache.
 
     For other processes than the one that measures, which then finds compiled what it times and chooses from.
     """
@@ -246,9 +247,15 @@ def compile_ahead(task: tuple[str, str]) -> float:
                 run(plan)
         return run(plans[0])
 
+    with patch.object(launch, "choose", every):
+        yield
+
+
+def compile_ahead(task: tuple[str, str]) -> float:
+    """Launch every plan of an operator's passes in one geometry; seconds."""
     title, name = task
     start = time.perf_counter()
-    with patch.object(launch, "choose", every):
+    with launching_every_plan():
         case = Grouping(title)
         for made in case.kernels(name).values():
             backward_of(made(), case.leaves[name])()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import multiprocessing
@@ -79,16 +80,17 @@ class Report:
         if value is not None:
             self.keep(name, value)
 
-    def section(self, title: str, moved_bytes: int, contenders: dict[str, Contender]) -> None:
-        """Time contenders; ``moved_bytes`` sets the bound."""
-        bound = moved_bytes / self.bandwidth
-        rows: dict[str, Any] = {"bound": {"median": bound}}
+    def section(self, title: str, moved_bytes: int | None, contenders: dict[str, Contender]) -> dict[str, Any]:
+        """Time contenders and return their rows; ``moved_bytes`` sets the bound, None for none."""
+        bound = None if moved_bytes is None else moved_bytes / self.bandwidth
+        rows: dict[str, Any] = {} if bound is None else {"bound": {"median": bound}}
         self.result["measurements"][title] = rows
-        print(f"\n{title}   (bound {1e3 * bound:.3f} ms)")
+        print(f"\n{title}" + ("" if bound is None else f"   (bound {1e3 * bound:.3f} ms)"))
         for name, contender in contenders.items():
             rows[name] = self._row(contender)
             print(f"  {name:44s} {_line(rows[name], bound)}", flush=True)
         self.save()
+        return rows
 
     def _row(self, contender: Contender) -> dict[str, Any]:
         if time.monotonic() > self.deadline:
@@ -109,16 +111,18 @@ class Report:
 def in_workers(function: Callable[[Any], T], tasks: list[Any], failed: Callable[[Exception], T]) -> list[T]:
     """Results of a module's function in several processes; one that dies costs what it had to do, not the report."""
     if TINY:
-        return [function(task) for task in tasks]
+        return [_attempted(functools.partial(function, task), failed) for task in tasks]
     workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
-    found = []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(function, task) for task in tasks]:
-            try:
-                found.append(future.result())
-            except Exception as error:
-                found.append(failed(error))
-    return found
+        futures = [pool.submit(function, task) for task in tasks]
+        return [_attempted(future.result, failed) for future in futures]
+
+
+def _attempted(call: Callable[[], T], failed: Callable[[Exception], T]) -> T:
+    try:
+        return call()
+    except Exception as error:
+        return failed(error)
 
 
 def said(error: Exception) -> str:
@@ -126,11 +130,12 @@ def said(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _line(row: dict[str, Any], bound: float) -> str:
+def _line(row: dict[str, Any], bound: float | None) -> str:
     if "skipped" in row:
         return str(row["skipped"])
     graph = f"{1e3 * row['graph']:9.3f}" if isinstance(row["graph"], float) else "        -"
-    return f"{1e3 * row['median']:9.3f} ms {graph} graph  {row['median'] / bound:7.2f} x bound"
+    times = f"{1e3 * row['median']:9.3f} ms {graph} graph"
+    return times if bound is None else f"{times}  {row['median'] / bound:7.2f} x bound"
 
 
 def measure(make: Callable[[], Call]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""That one failure of gpu_report.py costs no more than itself.
+"""That one failure of gpu_report.py costs no more than itself, and that gpu_networks.py runs.
 
 TRITON_INTERPRET=1 PYTHONPATH=... python -m pytest benchmarks -m triton
 """
@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import gpu_networks
 import gpu_report
 import gpu_report_cases
 import gpu_report_correctness as checks
@@ -185,3 +186,22 @@ def test_the_report_fails_at_its_end_alone(monkeypatch: pytest.MonkeyPatch, tmp_
     titles = json.loads(path.read_text())["measurements"]
     assert any(title.startswith("dense") for title in titles)
     assert any(title.startswith("assign") for title in titles)
+
+
+@pytest.mark.slow
+def test_networks_are_measured_and_peers_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def absent(*_: object) -> None:
+        raise ImportError("no such peer")
+
+    path = tmp_path / "networks.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_networks.py", "--json", str(path)])
+    monkeypatch.setattr(gpu_networks, "swin_unetr", absent)
+    gpu_networks.main()
+    found = json.loads(path.read_text())
+    for precision in gpu_networks.PRECISIONS:
+        ours, twin, peer = found["measurements"][f"segmentation, 64 x 64, 1 images, {precision}"].values()
+        assert ours["median"] > 0
+        assert twin["median"] > 0
+        assert peer == {"skipped": "ImportError: no such peer"}
+    assert 0 < found["autocast from float32, segmentation, 64 x 64"]["grouping_vit_nano"] < 0.1
+    assert len(found["failed to compile ahead"]) == len(gpu_networks.PRECISIONS)

@@ -6,21 +6,25 @@ the CPU, where their own tests hold them to the algorithm.
 
 from __future__ import annotations
 
-import copy
 import itertools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from compactness_cases import alone, compare
+from gpu_cases import (
+    DEVICE,
+    assert_capturable,
+    assert_gradients_near,
+    exact_convolutions,  # noqa: F401
+    on_device,
+    unsynchronised,  # noqa: F401
+)
 from grouping_cases import assert_near, make_case
 from layer_cases import SHAPES, full, make_layer, tokens
 from spatial_grouping_attention import Neighbourhood, functional
 from torch import Tensor
 from triton_cases import LARGER, TOLERANCE, check, one_plan_a_class  # noqa: F401
-
-DEVICE = "cuda"
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_plan_a_class")]
 
@@ -111,27 +115,24 @@ def both_ways(layer: torch.nn.Module, x: Tensor, shape: tuple[int, ...], valid: 
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves, materialize_grads=True)]
 
 
-def on_device(layer: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    return copy.deepcopy(layer).to(DEVICE, dtype)
+def names_of(layer: torch.nn.Module) -> list[str]:
+    """Of what :func:`both_ways` returns."""
+    return ["result", "input", *(name for name, _ in layer.named_parameters())]
 
 
 CASES = [*itertools.product(VARIANTS[:3], (1, 2, 3)), ("windowed", 2)]
 
 
+@pytest.mark.usefixtures("exact_convolutions")
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("variant", "ndim"), CASES)
-def test_layers_are_those_of_the_cpu(variant: str, ndim: int, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Left to itself cuDNN convolves float32 in 3-D with the 10 bits of TF32.
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_layers_are_those_of_the_cpu(variant: str, ndim: int, padded: bool) -> None:
     layer, shape = module(variant, ndim), SHAPES[ndim]
     x = tokens(shape, channels=16).double()
     valid = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(3)) < 0.8 if padded else None
     want = both_ways(layer, x, shape, valid)
     got = both_ways(on_device(layer), x.to(DEVICE, torch.float32), shape, None if valid is None else valid.to(DEVICE))
-    names = ["result", "input", *(name for name, _ in layer.named_parameters())]
-    largest = max(gradient.abs().max().item() for gradient in want[1:])
-    for name, mine, theirs in zip(names, got, want, strict=True):
-        assert_near(mine.cpu(), theirs, 1e-4, f"{variant}: {name}", size=1.0 if name == "result" else largest)
+    assert_gradients_near(got, want, 1e-4, names_of(layer))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -152,10 +153,7 @@ def test_layers_compiled_whole(variant: str) -> None:
     x = tokens(shape, channels=16).to(DEVICE)
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True)
-    got, want = both_ways(compiled, x, shape), both_ways(layer, x, shape)
-    largest = max(gradient.abs().max().item() for gradient in want[1:])
-    for mine, theirs in zip(got, want, strict=True):
-        assert_near(mine.cpu(), theirs.cpu(), 1e-4, variant, size=largest)
+    assert_gradients_near(both_ways(compiled, x, shape), both_ways(layer, x, shape), 1e-4, names_of(layer))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -182,31 +180,22 @@ BACKENDS = [
 ]
 
 
-def training(variant: str, backend: str) -> tuple[Callable[[], list[Tensor]], Tensor]:
-    """A step of a layer's training on one input, which may be changed in place."""
+def training(variant: str, backend: str) -> tuple[Callable[[], list[Tensor]], Tensor, list[str]]:
+    """A step of a layer's training on one input, which may be changed in place, and names of what it returns."""
     layer, shape = on_device(module(variant)), SHAPES[2]
     layer.backend = backend
     x = tokens(shape, channels=16).to(DEVICE)
-    return lambda: both_ways(layer, x, shape), x
-
-
-@pytest.fixture
-def unsynchronised() -> Iterator[Callable[[], None]]:
-    """Makes whatever waits for the GPU an error, until the test ends."""
-
-    def forbid() -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-            torch.cuda.set_sync_debug_mode("error")
-
-    yield forbid
-    torch.cuda.set_sync_debug_mode("default")
+    return lambda: both_ways(layer, x, shape), x, names_of(layer)
 
 
 @pytest.mark.parametrize(("variant", "backend"), BACKENDS)
-def test_nothing_waits_for_the_gpu(variant: str, backend: str, unsynchronised: Callable[[], None]) -> None:
+def test_nothing_waits_for_the_gpu(
+    variant: str,
+    backend: str,
+    unsynchronised: Callable[[], None],  # noqa: F811
+) -> None:
     """From the second call of a shape on: what follows from geometry is on the device by then."""
-    step, _ = training(variant, backend)
+    step, *_ = training(variant, backend)
     step()
     torch.cuda.synchronize()
     unsynchronised()
@@ -215,21 +204,5 @@ def test_nothing_waits_for_the_gpu(variant: str, backend: str, unsynchronised: C
 
 @pytest.mark.parametrize(("variant", "backend"), BACKENDS)
 def test_training_steps_can_be_captured(variant: str, backend: str) -> None:
-    """A replay on another input is what the step gives there, gradients included."""
-    step, x = training(variant, backend)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            results = step()
-        x.copy_(tokens(SHAPES[2], channels=16, seed=9))
-        graph.replay()
-        torch.cuda.synchronize()
-        want = step()
-    largest = max(gradient.abs().max().item() for gradient in want[1:])
-    for mine, theirs in zip(results, want, strict=True):
-        assert_near(mine.cpu(), theirs.cpu(), 1e-5, variant, size=largest)
+    step, x, names = training(variant, backend)
+    assert_capturable(step, x, tokens(SHAPES[2], channels=16, seed=9).to(DEVICE), names)
