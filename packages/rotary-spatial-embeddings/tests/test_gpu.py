@@ -1,10 +1,21 @@
 """The same results on a CUDA device as on the CPU."""
 
+import itertools
+import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from RoSE import MultiResolutionBlock, RoSEMultiHeadCrossAttention, RotarySpatialEmbedding, dispatch
+from RoSE import (
+    Grid,
+    MultiResolutionBlock,
+    RoSEMultiHeadAttention,
+    RoSEMultiHeadCrossAttention,
+    RotarySpatialEmbedding,
+    dispatch,
+)
 from rose_cases import LAYOUTS, to_layout
 
 pytestmark = pytest.mark.gpu  # asked for without a CUDA device, these fail rather than skip
@@ -84,16 +95,94 @@ def test_second_derivatives() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
 
 
-def test_captured_in_a_graph() -> None:
-    embedding = RotarySpatialEmbedding(64, 4, 2).cuda()
-    x = torch.randn(2, 20, 64, device="cuda")
-    where = torch.rand(20, 2, device="cuda")
+# What a module may be told of places, by tensors that are on the GPU already, for 2 samples of 20 tokens.
+PLACES: dict[str, Callable[[], dict[str, Any]]] = {
+    "numbers": lambda: {"spacing": (0.5, 0.7), "grid_shape": (4, 5)},
+    "spacing": lambda: {"spacing": torch.tensor([0.5, 0.7], device="cuda"), "grid_shape": (4, 5)},
+    "spacing of every sample": lambda: {"spacing": torch.rand(2, 2, device="cuda") + 0.5, "grid_shape": (4, 5)},
+    "grid": lambda: {"coordinates": Grid((4, 5), torch.rand(2, 2, device="cuda") + 0.5, torch.rand(2, device="cuda"))},
+    "points": lambda: {"coordinates": torch.rand(2, 20, 2, device="cuda")},
+    "grids and points": lambda: {
+        "coordinates": [Grid((3, 4), torch.ones(2, device="cuda")), torch.rand(8, 2, device="cuda")]
+    },
+    "masked": lambda: {
+        "spacing": 0.5,
+        "grid_shape": (4, 5),
+        "valid": torch.arange(20, device="cuda").expand(2, -1) < 17,
+    },
+}
+MODULES: dict[str, Callable[[], torch.nn.Module]] = {
+    "embedding": lambda: RotarySpatialEmbedding(64, 4, 2),
+    "half of it": lambda: RotarySpatialEmbedding(64, 4, 2, interleaved=False, rotary_ratio=0.5),
+    "transformed": lambda: RotarySpatialEmbedding(64, 4, 2, spacing_transform="power"),
+    "attention": lambda: RoSEMultiHeadAttention(64, 4, 2),
+    "block": lambda: MultiResolutionBlock(64, 4, 2),
+}
+CALLS = [
+    (module, place)
+    for module, place in itertools.product(MODULES, PLACES)
+    if (place != "masked" or module in ("attention", "block"))
+    and (module != "transformed" or "points" not in place)  # which need a spacing beside them
+    and (module != "block" or place != "grids and points")  # whose list would be of several resolutions
+]
+
+
+def step_of(module: str, place: str) -> tuple[Callable[[], list[torch.Tensor]], torch.Tensor]:
+    """A forward and a backward pass, and their input, which may be changed in place."""
+    torch.manual_seed(0)
+    made, told = MODULES[module]().cuda(), PLACES[place]()
+    x = torch.randn(2, 20, 64, device="cuda", requires_grad=True)
+    weight = torch.randn(2, 20, 64, device="cuda")
+
+    def step() -> list[torch.Tensor]:
+        out = made(x, **told)
+        return [out.detach(), *torch.autograd.grad((out * weight).sum(), [x, *made.parameters()])]
+
+    return step, x
+
+
+@pytest.mark.parametrize(("module", "place"), CALLS)
+def test_nothing_waits_for_the_gpu(module: str, place: str) -> None:
+    """From the second call on: the first may look at what it is given, and keeps what it makes of numbers."""
+    step, _ = step_of(module, place)
+    step()
+    torch.cuda.synchronize()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("module", "place"), CALLS)
+def test_captured_in_a_graph(module: str, place: str) -> None:
+    step, x = step_of(module, place)
     stream = torch.cuda.Stream()
-    with torch.no_grad(), torch.cuda.stream(stream):
-        expected = embedding(x, coordinates=where)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            captured = embedding(x, coordinates=where)
+            captured = step()
+        with torch.no_grad():
+            x.copy_(x.flip(-1))
         graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(captured, expected)
+        torch.cuda.synchronize()
+        expected = step()
+    torch.testing.assert_close(captured, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan])
+def test_a_spacing_that_nobody_looked_at_does_not_go_unnoticed(wrong: float) -> None:
+    """Its sample is NaN, and the other one what it is by itself."""
+    embedding = RotarySpatialEmbedding(64, 4, 2).cuda()
+    x = torch.randn(2, 20, 64, device="cuda")
+    spacing = torch.tensor([[0.5, wrong], [0.5, 0.7]], device="cuda")
+    turned = embedding(x, spacing, (4, 5))
+    assert turned[0].isnan().any()
+    torch.testing.assert_close(turned[1:], embedding(x[1:], (0.5, 0.7), (4, 5)))
+    with pytest.raises(ValueError, match="spacing must be finite and greater than 0"):
+        embedding(x, spacing.cpu(), (4, 5))

@@ -135,8 +135,8 @@ def test_objects_are_those_of_the_cpu() -> None:
     wanted, found = loss(want, objects_of(instances, 1)), loss(got, objects_of(instances.to(DEVICE), 1))
     for term, expected in zip(found, wanted, strict=True):
         assert_near(term.cpu(), expected, 1e-4)
-    sides = (mine, got.logits, found.total), (model, want.logits, wanted.total)
-    assert_gradients_near(*(with_gradients(*side) for side in sides), 1e-3, names_of(model))
+    mine_of = with_gradients(mine, got.logits, found.total)
+    assert_gradients_near(mine_of, with_gradients(model, want.logits, wanted.total), 1e-3, names_of(model))
     options = {"min_score": 0.2, "min_overlap": 0.0}
     for segments, expected in zip(panoptic_segments(got, **options), panoptic_segments(want, **options), strict=True):
         assert torch.equal(segments.classes.cpu(), expected.classes)

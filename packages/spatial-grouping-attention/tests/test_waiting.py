@@ -1,4 +1,4 @@
-"""No engine and no layer makes a GPU wait: held on a CPU, by what is asked of torch.
+"""No engine, no layer and no network makes a GPU wait: held on a CPU, by what is asked of torch.
 
 A value that Python reads, a result whose size depends on values, and numbers of Python's that become a tensor each wait
 for all that was launched before, or copy from the host. Whatever a first call remembers, it may wait for.
@@ -14,6 +14,8 @@ import pytest
 import torch
 from grouping_cases import make_case
 from layer_cases import SHAPES, VARIANTS, full, slow, tokens
+from model_cases import image_of, make
+from model_cases import padded as padded_to
 from operator_calls import operands
 from spatial_grouping_attention import Neighbourhood
 from spatial_grouping_attention.backends import deformable
@@ -178,6 +180,21 @@ def test_layers(variant: str, backend: str, padded: bool, monkeypatch: pytest.Mo
         options["valid"] = torch.ones(2, *shape, dtype=torch.bool)
         options["valid"][1, 4:] = False
     assert not second(step(layer, x, options)).waiting
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("options", [{"head": "panoptic"}, {"head": "fused", "stem": "conv"}, {"downsample": "conv"}])
+def test_networks(options: dict[str, Any], padded: bool) -> None:
+    network, image, valid = make(2, **options), image_of((13, 10)), None
+    if padded:
+        image, valid = padded_to(image, (19, 17), 0.0)
+
+    def run() -> None:
+        output = network(image, 0.7, valid)
+        pooled = [members.pool(x).sum() for members, x in zip(output.assignments, output.features, strict=False)]
+        (output.logits.sum() + sum(pooled)).backward()
+
+    assert not second(run).waiting
 
 
 # Three rounds with a GPU's parts (550, 1,180 and 2,600); in a CPU's, 3-D grids take four times as many.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .grid import Grid
-from .validation import values_are_readable
+from .validation import values_are_at_hand, values_are_readable
 
 
 class AliasingWarning(UserWarning):
@@ -90,12 +90,9 @@ def aliasing_message(
 
 
 def _largest_steps(grid: Grid, stretch: Tensor | None) -> tuple[float, ...] | None:
-    """The largest step of any sample along each axis; None where it cannot be known.
-
-    On an accelerator nothing is read that could be another at every call, because that would stall its queue.
-    """
+    """The largest step of any sample along each axis; None where it cannot be known without waiting for it."""
     spacing = grid.spacing
-    if isinstance(spacing, Tensor) and (spacing.device.type != "cpu" or not values_are_readable(spacing)):
+    if isinstance(spacing, Tensor) and not values_are_at_hand(spacing):
         return None
     if stretch is not None:
         if not values_are_readable(stretch):

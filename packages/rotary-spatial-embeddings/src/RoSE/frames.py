@@ -16,7 +16,7 @@ from torch import Tensor
 from .aliasing import frames_to_the_caller
 from .grid import Grid
 from .positions import Where
-from .validation import require_per_axis, values_are_readable
+from .validation import require_per_axis, values_are_at_hand
 
 
 class FrameWarning(UserWarning):
@@ -67,7 +67,7 @@ def _differ(a: tuple[float, ...] | Tensor, b: tuple[float, ...] | Tensor) -> boo
     """Whether two spacings are known to differ; values on an accelerator are not read."""
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return a != b
-    if any(isinstance(s, Tensor) and (s.device.type != "cpu" or not values_are_readable(s)) for s in (a, b)):
+    if any(isinstance(s, Tensor) and not values_are_at_hand(s) for s in (a, b)):
         return False
     one, other = (torch.as_tensor(s, dtype=torch.float64, device="cpu") for s in (a, b))
     return bool((one != other).any())

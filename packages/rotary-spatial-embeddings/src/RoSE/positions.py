@@ -25,7 +25,7 @@ from .validation import (
     require_position_dtype,
     require_shape,
     require_valid,
-    values_are_readable,
+    values_are_at_hand,
 )
 
 Spacing: TypeAlias = "float | Iterable[float] | Tensor"
@@ -213,9 +213,7 @@ def require_coordinates(coordinates: Any, spatial_dims: int, tokens: int) -> Ten
             f"coordinates must have shape ({tokens}, {spatial_dims}) or (batch, {tokens}, {spatial_dims}): "
             f"tokens without the prefix, then spatial_dims; got {shape}"
         )
-    # On an accelerator, reading the values would stall its queue at every call.
-    readable = points.device.type == "cpu" and values_are_readable(points)
-    if readable and not bool((points.abs() <= FARTHEST).all()):
+    if values_are_at_hand(points) and not bool((points.abs() <= FARTHEST).all()):
         raise ValueError(f"coordinates must be finite, at most {FARTHEST:g} in size; got NaN or larger values")
     return points
 

@@ -131,7 +131,8 @@ def require_per_axis(
 ) -> tuple[float, ...] | Tensor:
     """Return one number per axis: a tuple of floats, or the tensor ``(ndim,)`` / ``(batch, ndim)`` in float64.
 
-    A scalar holds for every axis. ``positive`` demands values above zero; all values must be finite.
+    A scalar holds for every axis. ``positive`` demands values above zero; all values must be finite. Values on an
+    accelerator are not read; what must be positive there and is not, becomes NaN.
     """
     if isinstance(value, Tensor):
         return _require_per_axis_tensor(name, value, ndim, positive=positive)
@@ -186,15 +187,26 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
         value = value.expand(ndim)
     if value.dim() > 2 or value.shape[-1] != ndim:
         raise ValueError(f"{name} must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
-    if values_are_readable(value):
+    if values_are_at_hand(value):
         near = value.abs() <= FARTHEST  # which NaN is not
         if not bool((near & (value > 0) if positive else near).all()):
             rule = "finite and greater than 0" if positive else "finite"
             if bool((near | ~value.isfinite()).logical_not().any()):
                 rule = f"at most {FARTHEST:g} in size"
             raise ValueError(f"{name} must be {rule}; got {value.tolist()}")
+    elif positive and value.device.type != "cpu":
+        # A step of 0 or less would go unnoticed; NaN does not.
+        value = value.where((value > 0) & (value <= FARTHEST), math.nan)
     # Whoever computes with it computes positions. (Apple's GPUs have no float64.)
     return value if value.device.type == "mps" else value.to(torch.float64)
+
+
+def values_are_at_hand(value: Tensor) -> bool:
+    """Whether a tensor's values can be read without making an accelerator wait.
+
+    To read them there would stall its queue at every call, and could not be captured in a graph.
+    """
+    return value.device.type == "cpu" and values_are_readable(value)
 
 
 def values_are_readable(value: Tensor) -> bool:
