@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from fractions import Fraction
 
+import math
+
 import pytest
 import torch
 from RoSE import Grid, RoSEMultiHeadAttention, RoSEMultiHeadCrossAttention, RotarySpatialEmbedding
@@ -89,6 +91,19 @@ def test_positions_whose_products_would_be_infinite(far: object) -> None:
     points = torch.ones(4, 1, dtype=torch.float64) * far
     with pytest.raises(ValueError, match=r"coordinates must be finite, at most 1e\+100 in size; got"):
         R(X, coordinates=points)
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinite_positions_of_either_type(dtype: torch.dtype, infinite: float) -> None:
+    """Beside which the farthest allowed is infinite as well, in float32."""
+    far = torch.tensor([infinite], dtype=dtype)
+    with pytest.raises(ValueError, match="spacing must be finite and greater than 0; got"):
+        Grid(4, far)
+    with pytest.raises(ValueError, match="origin must be finite; got"):
+        Grid(4, 1.0, far)
+    with pytest.raises(ValueError, match="coordinates must be finite"):
+        R(X, coordinates=torch.ones(4, 1, dtype=dtype) * far)
 
 
 @pytest.mark.filterwarnings("ignore::RoSE.AliasingWarning")

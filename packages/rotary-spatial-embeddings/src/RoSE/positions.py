@@ -20,6 +20,7 @@ from .grid import Grid
 from .transforms import IdentitySpacing
 from .validation import (
     FARTHEST,
+    are_near,
     require_int,
     require_per_axis,
     require_position_dtype,
@@ -213,7 +214,7 @@ def require_coordinates(coordinates: Any, spatial_dims: int, tokens: int) -> Ten
             f"coordinates must have shape ({tokens}, {spatial_dims}) or (batch, {tokens}, {spatial_dims}): "
             f"tokens without the prefix, then spatial_dims; got {shape}"
         )
-    if values_are_at_hand(points) and not bool((points.abs() <= FARTHEST).all()):
+    if values_are_at_hand(points) and not bool(are_near(points).all()):
         raise ValueError(f"coordinates must be finite, at most {FARTHEST:g} in size; got NaN or larger values")
     return points
 

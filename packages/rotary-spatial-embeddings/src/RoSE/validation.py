@@ -188,7 +188,7 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
     if value.dim() > 2 or value.shape[-1] != ndim:
         raise ValueError(f"{name} must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
     if values_are_at_hand(value):
-        near = value.abs() <= FARTHEST  # which NaN is not
+        near = are_near(value)
         if not bool((near & (value > 0) if positive else near).all()):
             rule = "finite and greater than 0" if positive else "finite"
             if bool((near | ~value.isfinite()).logical_not().any()):
@@ -196,9 +196,17 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
             raise ValueError(f"{name} must be {rule}; got {value.tolist()}")
     elif positive and value.device.type != "cpu":
         # A step of 0 or less would go unnoticed; NaN does not.
-        value = value.where((value > 0) & (value <= FARTHEST), math.nan)
+        value = value.where((value > 0) & are_near(value), math.nan)
     # Whoever computes with it computes positions. (Apple's GPUs have no float64.)
     return value if value.device.type == "mps" else value.to(torch.float64)
+
+
+def are_near(value: Tensor) -> Tensor:
+    """Where positions are finite and at most :data:`FARTHEST` in size.
+
+    A number beyond a tensor's type becomes infinity where the two are compared.
+    """
+    return value.abs() <= min(FARTHEST, torch.finfo(value.dtype).max)
 
 
 def values_are_at_hand(value: Tensor) -> bool:
