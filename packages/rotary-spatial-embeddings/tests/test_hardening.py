@@ -1,9 +1,8 @@
 """Faults that fuzzing found (``nox -s fuzz``), each told in words before anything is computed."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
-
-import math
 
 import pytest
 import torch
