@@ -7,6 +7,7 @@ for the GPU where it need not, or be rounded more than float32 is.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -22,6 +23,7 @@ from gpu_cases import (
 )
 from grouping_cases import assert_near
 from model_cases import LARGER, SIZES, SPACINGS, image_of, make, padded
+from RoSE import Grid
 from spatial_grouping_attention import Assignment
 from spatial_grouping_attention.models import (
     GroupingViT,
@@ -30,6 +32,8 @@ from spatial_grouping_attention.models import (
     objects_of,
     panoptic_segments,
 )
+from spatial_grouping_attention.models.stage import MixMLP
+from spatial_grouping_attention.models.tokens import Tokens
 from torch import Tensor
 from triton_cases import one_plan_a_class  # noqa: F401
 
@@ -198,6 +202,26 @@ def test_training_learns_in_every_precision(dtype: torch.dtype) -> None:
         scaler.update()
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_kernel_is_launched_for_every_channel(batch: int, dtype: torch.dtype) -> None:
+    """As cuDNN does in 3-D for the gradients of depthwise convolutions over channels that lie last."""
+    mlp = MixMLP(64, 3, 4.0, {"device": DEVICE})
+    rows = torch.randn(batch, 1000, 64, device=DEVICE, requires_grad=True)
+
+    def step() -> None:
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            out = mlp(Tokens(rows, Grid((10, 10, 10)), None))
+        torch.autograd.grad(out.float().sum(), [rows, *mlp.parameters()])
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    launched = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert 0 < len(launched) < 100, Counter(launched).most_common(3)
 
 
 @pytest.mark.parametrize("way", ["panoptic", "dense"])

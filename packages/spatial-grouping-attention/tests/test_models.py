@@ -19,7 +19,10 @@ from spatial_grouping_attention.models import (
     grouping_vit_nano,
     grouping_vit_tiny,
 )
+from spatial_grouping_attention.models.stage import arranged_for_depthwise
+from spatial_grouping_attention.models.tokens import as_image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 # Every way from pixels to features and back, as (stem, downsample, head).
@@ -352,6 +355,28 @@ def test_half_types_stay_close() -> None:
         logits = model(image, valid=valid).logits
     assert_near(logits.float(), want, 0.05)
     assert_near(model.bfloat16()(image.bfloat16(), valid=valid).logits.float(), want, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("ndim", "dtype", "device", "rearranged"),
+    [
+        (3, torch.bfloat16, "cuda", True),
+        (3, torch.float16, "cuda", True),
+        (3, torch.float32, "cuda", False),
+        (2, torch.bfloat16, "cuda", False),
+        (3, torch.bfloat16, "cpu", False),
+    ],
+)
+def test_channels_lie_last_but_where_a_gpu_would_convolve_them_one_by_one(
+    ndim: int, dtype: torch.dtype, device: str, rearranged: bool
+) -> None:
+    with FakeTensorMode():
+        shape = (3, 4, 5)[:ndim]
+        image = as_image(torch.empty(2, math.prod(shape), 8, dtype=dtype, device=device), shape)
+        arranged = arranged_for_depthwise(image)
+    assert arranged.shape == image.shape
+    assert arranged.is_contiguous() == rearranged
+    assert (arranged is image) != rearranged
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ def interpolate(
     Args:
         values: (B, *coarse, C), 0 where they are not valid.
         valid: (B, *coarse) boolean, or None for all.
-        shape: points of the fine grid, per axis.
+        shape: points of the fine grid, per axis, at most ``stride`` times those of the coarse one.
         stride: fine points per coarse one, per axis.
-        offset: where the first coarse point lies, per axis.
+        offset: where the first coarse point lies, per axis, in [0, stride).
 
     Returns:
         (B, *shape, C); 0 where no point nearby is valid.
@@ -37,11 +37,14 @@ def interpolate(
 
 
 def _along(values: Tensor, dim: int, n: int, stride: int, offset: float) -> Tensor:
-    last = values.shape[dim] - 1
-    exact = torch.promote_types(values.dtype, torch.float32)
-    at = ((torch.arange(n, device=values.device, dtype=exact) - offset) / stride).clamp(0, last)
-    before = at.floor()
-    share = (at - before).to(values.dtype).reshape(n, *(1,) * (values.ndim - dim - 1))
-    first = before.long()
-    one, other = (values.index_select(dim, index) for index in (first, (first + 1).clamp(max=last)))
-    return torch.lerp(one, other, share)
+    """Interpolate along one axis: each of the ``stride`` fine points of all coarse ones at once.
+
+    Fine point ``stride * j + p`` lies between coarse point j and the one before, if p is below the offset, or the one
+    after. So nothing is looked up by an index: a GPU adds what comes back to one entry by entry.
+    """
+    m = values.shape[dim]
+    padded = torch.cat((values.narrow(dim, 0, 1), values, values.narrow(dim, m - 1, 1)), dim)
+    before, here, after = (padded.narrow(dim, first, m) for first in range(3))
+    shares = [(p - offset) / stride for p in range(stride)]
+    fine = [torch.lerp(here, before if share < 0 else after, abs(share)) for share in shares]
+    return torch.stack(fine, dim + 1).flatten(dim, dim + 1).narrow(dim, 0, n)
