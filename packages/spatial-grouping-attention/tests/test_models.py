@@ -19,8 +19,7 @@ from spatial_grouping_attention.models import (
     grouping_vit_nano,
     grouping_vit_tiny,
 )
-from spatial_grouping_attention.models.stage import arranged_for_depthwise
-from spatial_grouping_attention.models.tokens import as_image
+from spatial_grouping_attention.models.stage import is_slow_with_channels_last
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -358,7 +357,7 @@ def test_half_types_stay_close() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ndim", "dtype", "device", "rearranged"),
+    ("ndim", "dtype", "device", "slow"),
     [
         (3, torch.bfloat16, "cuda", True),
         (3, torch.float16, "cuda", True),
@@ -367,16 +366,12 @@ def test_half_types_stay_close() -> None:
         (3, torch.bfloat16, "cpu", False),
     ],
 )
-def test_channels_lie_last_but_where_a_gpu_would_convolve_them_one_by_one(
-    ndim: int, dtype: torch.dtype, device: str, rearranged: bool
+def test_channels_lie_last_but_where_a_gpu_would_take_them_one_by_one(
+    ndim: int, dtype: torch.dtype, device: str, slow: bool
 ) -> None:
     with FakeTensorMode():
-        shape = (3, 4, 5)[:ndim]
-        image = as_image(torch.empty(2, math.prod(shape), 8, dtype=dtype, device=device), shape)
-        arranged = arranged_for_depthwise(image)
-    assert arranged.shape == image.shape
-    assert arranged.is_contiguous() == rearranged
-    assert (arranged is image) != rearranged
+        image = torch.empty(2, 8, *(5,) * ndim, dtype=dtype, device=device)
+        assert is_slow_with_channels_last(image) == slow
 
 
 @pytest.mark.slow

@@ -37,20 +37,21 @@ class MixMLP(MLP):
     def forward(self, tokens: Tokens) -> Tensor:  # type: ignore[override]
         """Tokens (B, N, dim) -> rows (B, N, dim)."""
         hidden = blanked(self.fc1(tokens.x), tokens.valid)
-        image = arranged_for_depthwise(as_image(hidden, tokens.grid.shape))
+        image = as_image(hidden, tokens.grid.shape)
+        if is_slow_with_channels_last(image):
+            image = image.contiguous()
         mixed: Tensor = self.fc2(self.act(as_rows(self.conv(image))))
         return mixed
 
 
-def arranged_for_depthwise(image: Tensor) -> Tensor:
-    """An image (B, C, *grid) in an order of memory in which a GPU convolves its channels one by one at speed.
+def is_slow_with_channels_last(image: Tensor) -> bool:
+    """Whether a GPU convolves an image (B, C, *grid) channel by channel much better where channels do not lie last.
 
-    Where channels lie last, cuDNN takes half types in 3-D, and may compute the gradient of the weights in a launch for
-    every channel (https://github.com/pytorch/pytorch/issues/37406): 94 % of a training step on an H200. Images in
-    torch's own order go to torch's own kernels.
+    Of half types in 3-D, cuDNN takes images whose channels do, and may compute the gradient of the weights in a launch
+    for every channel (https://github.com/pytorch/pytorch/issues/37406): 94 % of a training step on an H200. The others
+    go to torch's own kernels.
     """
-    half = image.dtype in (torch.bfloat16, torch.float16)
-    return image.contiguous() if half and image.ndim == 5 and image.is_cuda else image
+    return image.is_cuda and image.ndim == 5 and image.dtype in (torch.bfloat16, torch.float16)
 
 
 class Block(nn.Module):
