@@ -271,6 +271,8 @@ def _spacings(ndim: int, batch: int, tensors: bool, above: float | None) -> list
         refused("NumPy's half type", np.float16(1.0)),
         refused("a complex tensor", torch.ones(ndim, dtype=torch.complex64)),
         refused("NaN in a tensor", torch.full((ndim,), NAN)),
+        refused("infinity in a tensor", torch.full((ndim,), INF)),
+        refused("infinity in a wider tensor", torch.full((ndim,), -INF, dtype=torch.float64)),
         refused("a third dimension", torch.ones(1, 1, ndim)),
         refused("too long a tensor", torch.ones(ndim + 1)),
         Swap("NumPy's", np.ones(ndim), Verdict.SERVE),

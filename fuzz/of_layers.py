@@ -151,7 +151,8 @@ def call_layer(variant: str) -> Any:
             args["x"] = _free(args["x"], "axis 0")
 
         def check(out: Any, args: Mapping[str, Any]) -> Any:
-            batch, groups = args["x"].shape[0], math.prod(out.out_grid_shape)
+            # Two swaps may fit one another: a row more and a grid of as many.
+            (batch, tokens, _), groups = args["x"].shape, math.prod(out.out_grid_shape)
             x = require_form("x_out", out.x_out, (batch, groups, layer.out_dims), args["x"].dtype)
             up = out.assignment.upsample(torch.ones(batch, groups, 1))
             require_form("upsampled", up, (batch, tokens, 1))
