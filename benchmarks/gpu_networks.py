@@ -4,10 +4,10 @@
         python benchmarks/gpu_networks.py [--json FILE] [--seconds 240]
 
 Forward pass, and gradients to all parameters: in float32, where matrix products are not rounded to TF32, and with
-autocast to bfloat16; from Python, and replayed from a CUDA graph, which is the GPU's own share. Several processes
-compile first. ``--seconds`` count from then on; what does not fit into them is listed as skipped. What a network
-computes is held to float64 by ``bench_backbones.py``; here its logits by autocast are compared with those in float32.
-Without a GPU all of it runs on tiny images, and figures mean nothing.
+autocast to bfloat16; from Python, and replayed from a CUDA graph, which is the GPU's own share; and which kernels take
+most of it. Several processes compile first. ``--seconds`` count from then on; what does not fit into them is listed as
+skipped. What a network computes is held to float64 by ``bench_backbones.py``; here its logits by autocast are compared
+with those in float32. Without a GPU all of it runs on tiny images, and figures mean nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from gpu_report_cases import launching_every_plan
 from gpu_report_timing import DEVICE, TINY, Call, Contender, Report, in_workers, said, synchronize
 from spatial_grouping_attention.models import grouping_vit_nano, grouping_vit_tiny
 from torch import Tensor, nn
+
+LARGEST = 20
+"""Kernels that are kept by name."""
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -95,8 +99,8 @@ def compile_ahead(task: tuple[str, str, str]) -> str | None:
     return None
 
 
-def held(make: Callable[[], Call]) -> dict[str, Any]:
-    """Bytes that a step takes beyond weights and image."""
+def facts_of(make: Callable[[], Call]) -> dict[str, Any]:
+    """Bytes that a step takes beyond weights and image, its launches, and the kernels that take most of its time."""
     call = make()
     call()
     synchronize()
@@ -106,7 +110,16 @@ def held(make: Callable[[], Call]) -> dict[str, Any]:
     before = torch.cuda.memory_allocated()
     call()
     synchronize()
-    return {"peak_bytes": torch.cuda.max_memory_allocated() - before}
+    peak = torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        synchronize()
+    launched = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    spent: Counter[str] = Counter()
+    for event in launched:
+        spent[event.name] += event.device_time  # in microseconds
+    largest = {name: 1e-6 * time for name, time in spent.most_common(LARGEST)}
+    return {"peak_bytes": peak, "launches": len(launched), "kernel_seconds": 1e-6 * spent.total(), "largest": largest}
 
 
 def differences(case: Networks) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def measure_case(report: Report, title: str) -> None:
         rows = report.section(f"{title}, {batch} images, {precision}", None, contenders)
         for name, row in rows.items():
             if "median" in row:
-                row |= held(makes[name])
+                row |= facts_of(makes[name])
     report.save()
 
 
