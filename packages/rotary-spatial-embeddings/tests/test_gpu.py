@@ -102,6 +102,7 @@ PLACES: dict[str, Callable[[], dict[str, Any]]] = {
     "spacing of every sample": lambda: {"spacing": torch.rand(2, 2, device="cuda") + 0.5, "grid_shape": (4, 5)},
     "grid": lambda: {"coordinates": Grid((4, 5), torch.rand(2, 2, device="cuda") + 0.5, torch.rand(2, device="cuda"))},
     "points": lambda: {"coordinates": torch.rand(2, 20, 2, device="cuda")},
+    "two grids": lambda: {"coordinates": [Grid((3, 4), 1.0), Grid((2, 4), 0.5)]},
     "grids and points": lambda: {
         "coordinates": [Grid((3, 4), torch.ones(2, device="cuda")), torch.rand(8, 2, device="cuda")]
     },
@@ -123,7 +124,8 @@ CALLS = [
     for module, place in itertools.product(MODULES, PLACES)
     if (place != "masked" or module in ("attention", "block"))
     and (module != "transformed" or "points" not in place)  # which need a spacing beside them
-    and (module != "block" or place != "grids and points")  # whose list would be of several resolutions
+    and (module != "transformed" or place != "two grids")  # of which it warns
+    and (module != "block" or place not in ("two grids", "grids and points"))  # whose lists are of resolutions
 ]
 
 

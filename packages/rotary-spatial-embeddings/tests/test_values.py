@@ -14,6 +14,7 @@ from RoSE import (
     RoSEMultiHeadAttention,
     RoSEMultiHeadCrossAttention,
     RotarySpatialEmbedding,
+    aliasing,
 )
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -162,6 +163,26 @@ def test_what_was_only_faked_is_still_warned_of() -> None:
             embedding(x, 5.0, SHAPE)
     with pytest.warns(AliasingWarning, match="spacing 5"):
         embedding(x, 5.0, SHAPE)
+
+
+def test_grids_in_turn_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every look at the wave vectors waits for it; however many grids there are, a new one is looked at."""
+    looked = []
+    message = aliasing.aliasing_message
+    monkeypatch.setattr(aliasing, "MOST_SEEN", 3)
+    monkeypatch.setattr(
+        aliasing, "aliasing_message", lambda *given: (looked.append(given[1].shape), message(*given))[1]
+    )
+    embedding = RotarySpatialEmbedding(16, 2, 2)
+    both = [Grid((1, 2), 1.0), Grid((2, 2), 0.5)]
+    for _ in range(3):
+        embedding(torch.randn(1, 6, 16), coordinates=both)
+        embedding(torch.randn(1, 6, 16), 1.0, SHAPE)
+    assert looked == [(1, 2), (2, 2), SHAPE]
+    embedding(torch.randn(1, 6, 16), 1.0, (6, 1))
+    assert looked[3:] == [(6, 1)]
+    with pytest.warns(AliasingWarning, match="spacing 5"):
+        embedding(torch.randn(1, 6, 16), 5.0, SHAPE)
 
 
 class Users(nn.Module):

@@ -17,6 +17,10 @@ from .grid import Grid
 from .validation import values_are_at_hand, values_are_readable
 
 
+# Grids that a module remembers: a list of resolutions, or crops of many sizes, beside one another in turn.
+MOST_SEEN = 256
+
+
 class AliasingWarning(UserWarning):
     """A grid is too coarse for the fastest plane: neighbouring points turn by more than half a period."""
 
@@ -30,7 +34,7 @@ class AliasingWatch:
 
     def __init__(self, reference_spacing: tuple[float, ...] | None) -> None:
         self.reference_spacing = reference_spacing
-        self._seen: tuple[tuple[float, ...], tuple[int, ...]] | None = None
+        self._seen: set[tuple[tuple[float, ...], tuple[int, ...]]] = set()
         self._has_warned = False
 
     def look(self, freqs: Tensor, grid: Grid, stretch: Tensor | None = None) -> None:
@@ -42,10 +46,12 @@ class AliasingWatch:
         if torch.compiler.is_compiling() or self._has_warned:
             return
         if isinstance(grid.spacing, tuple):  # the usual case, and one that need not be looked at twice
-            if (grid.spacing, grid.shape) == self._seen:
+            if (grid.spacing, grid.shape) in self._seen:
                 return
             if values_are_readable(freqs):
-                self._seen = (grid.spacing, grid.shape)
+                if len(self._seen) == MOST_SEEN:
+                    self._seen.clear()
+                self._seen.add((grid.spacing, grid.shape))
         message = aliasing_message(freqs, grid, self.reference_spacing, stretch)
         if message is not None:
             self._has_warned = True
