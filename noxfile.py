@@ -162,7 +162,7 @@ def tests_slow(session: nox.Session) -> None:
     install_training(session)
     install(session, groups=("brain",))
     # All of a file to one worker: what its tests share is trained once.
-    marked = ("--dist", "loadfile", "-m", "training and slow")
+    marked = ("--dist", "loadfile", "-m", "training and slow and not gpu")
     run_tests(session, ROOT / "docs" / "examples", ROOT / "experiments", options=marked)
     # The compiler that the lowest torch installs refuses what later ones take.
     session.install("--no-deps", "triton==3.6.0")
@@ -213,7 +213,7 @@ def tests_training(session: nox.Session) -> None:
     take_kernels(session, "tests-optional")
     # All of a file to one worker: what its tests share, the trainings of two processes say, is trained once. In the
     # order given, because files of few tests, which otherwise come last, are those that take long.
-    marked = ("--dist", "loadfile", "--no-loadscope-reorder", "-m", "training and not slow")
+    marked = ("--dist", "loadfile", "--no-loadscope-reorder", "-m", "training and not (slow or gpu)")
     run_tests(session, ROOT / "experiments", ROOT / "docs" / "examples", options=marked)
 
 

@@ -53,6 +53,22 @@ def test_gradients_reach_a_tensor_spacing() -> None:
     assert torch.autograd.gradcheck(lambda s: Grid((2, 3), s, s).coordinates(), (spacing,))
 
 
+@pytest.mark.parametrize("wrong", [0.0, -2.0, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_spacing_that_nobody_could_look_at_does_not_go_unnoticed(dtype: torch.dtype, wrong: float) -> None:
+    """A function transform sees no values; the positions of what would be refused are NaN, and of no other sample."""
+    spacing = torch.tensor([[1.0, wrong], [1.0, 2.0]], dtype=dtype)
+    with pytest.raises(ValueError, match="spacing must be finite and greater than 0"):
+        Grid((2, 3), spacing)
+    placed = torch.func.vmap(lambda row: Grid((2, 3), row).coordinates())(spacing)
+    embedding = RotarySpatialEmbedding(8, 1, 2)
+    turned = torch.func.vmap(lambda row: embedding(torch.ones(1, 6, 8), row, (2, 3)))(spacing)
+    assert placed[0, :, 1].isnan().any()
+    assert turned[0].isnan().all()
+    assert torch.equal(placed[1], Grid((2, 3), spacing[1]).coordinates())
+    assert turned[1].isfinite().all()
+
+
 def test_is_frozen_and_compares_by_value() -> None:
     grid = Grid((2, 3), 0.5)
     with pytest.raises(AttributeError):

@@ -38,6 +38,7 @@ ORDER = (
     "wide",
     "frequencies",
     "validation",
+    "reading",
     "__about__",
 )
 SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts != ("__init__.py",)]

@@ -7,6 +7,7 @@ import torch
 from grouping_cases import assert_near
 from layer_cases import loads_programs, mostly_slow
 from spatial_grouping_attention.models import GroupingViT, SegmentationOutput, grouping_vit_nano
+from spatial_grouping_attention.models.interpolate import interpolate
 from torch import Tensor
 
 HEADS = ("fused", "native", "panoptic")
@@ -87,6 +88,28 @@ def test_exported_networks_take_any_size_of_whole_groups(head: str) -> None:
         for size in ((32, 32), (48, 40), (16, 100)):
             for got, want in zip(program.module()(image_of(2, size)), model(image_of(2, size)), strict=True):
                 assert_near(got, want, 1e-4)
+
+
+class Interpolated(torch.nn.Module):
+    """From every second or from every ninth row, or whatever there is of one, to all of them."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, image: Tensor) -> Tensor:
+        values = image[:, :: self.stride, :: self.stride]
+        return interpolate(values, None, image.shape[1:3], (self.stride,) * 2, (0.5,) * 2) * 2
+
+
+@pytest.mark.parametrize("stride", [2, 9])
+@pytest.mark.parametrize("example", [(18, 36), (19, 23)])
+def test_interpolation_is_one_graph_for_whole_cells_and_for_parts(example: tuple[int, int], stride: int) -> None:
+    model, sizes = Interpolated(stride), {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(model, (torch.randn(2, *example, 3),), dynamic_shapes=(sizes,)).module()
+    for size in ((18, 36), (36, 18), (20, 37), (11, 24)):
+        image = torch.randn(2, *size, 3)
+        assert_near(program(image), model(image), 1e-6)
 
 
 @pytest.mark.parametrize("head", mostly_slow(*HEADS))

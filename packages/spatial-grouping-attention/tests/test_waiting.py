@@ -190,7 +190,7 @@ def test_networks(options: dict[str, Any], padded: bool) -> None:
         image, valid = padded_to(image, (19, 17), 0.0)
 
     def run() -> None:
-        output = network(image, 0.7, valid)
+        output = network(image, torch.full((2, 2), 0.7), valid)
         pooled = [members.pool(x).sum() for members, x in zip(output.assignments, output.features, strict=False)]
         (output.logits.sum() + sum(pooled)).backward()
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .grid import Grid
-from .validation import values_are_at_hand, values_are_readable
-
+from .reading import values_are_at_hand, values_are_readable
 
 # Grids that a module remembers: a list of resolutions, or crops of many sizes, beside one another in turn.
 MOST_SEEN = 256
@@ -66,7 +65,8 @@ def aliasing_message(
     ``reference_spacing`` is None where the module was given wavelengths instead; ``stretch`` are the factors of a
     spacing transform, ``([batch,] axes)``.
     """
-    if not freqs.numel() or not values_are_readable(freqs):
+    known = values_are_at_hand if isinstance(grid.spacing, Tensor) else values_are_readable
+    if not freqs.numel() or not known(freqs):
         return None
     spacing = _largest_steps(grid, stretch)
     if spacing is None:
@@ -96,7 +96,10 @@ def aliasing_message(
 
 
 def _largest_steps(grid: Grid, stretch: Tensor | None) -> tuple[float, ...] | None:
-    """The largest step of any sample along each axis; None where it cannot be known without waiting for it."""
+    """The largest step of any sample along each axis; None where it cannot be known.
+
+    On an accelerator nothing is read that could be another at every call, because that would stall its queue.
+    """
     spacing = grid.spacing
     if isinstance(spacing, Tensor) and not values_are_at_hand(spacing):
         return None

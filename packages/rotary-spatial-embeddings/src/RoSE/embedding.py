@@ -16,6 +16,7 @@ from .frames import FrameWatch
 from .layouts import Heads, require_features
 from .packed import is_nested, jagged, require_jagged, rewrap
 from .positions import Coordinates, Shape, Spacing, Where, require_batch, resolve, where_of_keys
+from .reading import values_are_readable
 from .transforms import FORMS, make_spacing_transform
 from .validation import (
     require_choice,
@@ -28,7 +29,6 @@ from .validation import (
     require_position_dtype,
     require_real,
     require_tensor,
-    values_are_readable,
 )
 from .wide import WideModule
 

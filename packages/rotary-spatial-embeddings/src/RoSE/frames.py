@@ -16,7 +16,8 @@ from torch import Tensor
 from .aliasing import frames_to_the_caller
 from .grid import Grid
 from .positions import Where
-from .validation import require_per_axis, values_are_at_hand
+from .reading import values_are_at_hand
+from .validation import require_per_axis
 
 
 class FrameWarning(UserWarning):

@@ -33,7 +33,8 @@ class Grid:
         TypeError: A size that is not an int, a spacing that is not a real number, a tensor that is not float32 or
             float64 (half types would round positions by up to 0.4 %).
         ValueError: A size below 1, a spacing that is not finite and positive, or lengths that disagree. Values on an
-            accelerator are not read, which would stall it: there NaN takes the place of a spacing that is not positive.
+            accelerator are not read, which would stall it, nor are they under compilers, function transforms and
+            exporters: there NaN takes the place of a spacing that is not positive.
     """
 
     # Not a dataclass: code that walks through containers (to move or to cast a batch) writes to the fields of those.

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from .aliasing import AliasingWatch
 from .constants import numbers
 from .grid import Grid
+from .reading import values_are_at_hand
 from .transforms import IdentitySpacing
 from .validation import (
     FARTHEST,
-    are_near,
+    FARTHEST_OF,
     require_int,
     require_per_axis,
     require_position_dtype,
     require_shape,
     require_valid,
-    values_are_at_hand,
 )
 
 Spacing: TypeAlias = "float | Iterable[float] | Tensor"
@@ -214,7 +214,7 @@ def require_coordinates(coordinates: Any, spatial_dims: int, tokens: int) -> Ten
             f"coordinates must have shape ({tokens}, {spatial_dims}) or (batch, {tokens}, {spatial_dims}): "
             f"tokens without the prefix, then spatial_dims; got {shape}"
         )
-    if values_are_at_hand(points) and not bool(are_near(points).all()):
+    if values_are_at_hand(points) and not bool((points.abs() <= FARTHEST_OF[points.dtype]).all()):
         raise ValueError(f"coordinates must be finite, at most {FARTHEST:g} in size; got NaN or larger values")
     return points
 

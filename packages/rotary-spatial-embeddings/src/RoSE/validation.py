@@ -4,7 +4,8 @@ Every public entry point calls these helpers before it computes anything, so a w
 the caller's words (``<name> must be <rule>; got <value>``) instead of as a shape error from deep inside torch.
 Types that can never work raise ``TypeError``; values and shapes that break a rule raise ``ValueError``.
 
-Nothing here computes on tensors beyond reading, where that is free, whether their values are finite.
+Nothing here computes on tensors beyond reading, where that is free, whether their values are allowed, and setting
+those to NaN, elsewhere, that would give results as if nothing were wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .reading import values_are_at_hand
+
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of positions and of all they are made of: a half type rounds them by up to 0.4 %, far from the origin many turns.
 POSITION_DTYPES = (torch.float64, torch.float32)
@@ -27,6 +30,8 @@ _PLAIN_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _LARGEST = sys.float_info.max
 # Positions, in any unit: products of what is not farther stay far from where float64 ends.
 FARTHEST = 1e100
+# In tensors; beside those of float32 the number itself would be infinite.
+FARTHEST_OF = {torch.float64: FARTHEST, torch.float32: torch.finfo(torch.float32).max}
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -131,8 +136,8 @@ def require_per_axis(
 ) -> tuple[float, ...] | Tensor:
     """Return one number per axis: a tuple of floats, or the tensor ``(ndim,)`` / ``(batch, ndim)`` in float64.
 
-    A scalar holds for every axis. ``positive`` demands values above zero; all values must be finite. Values on an
-    accelerator are not read; what must be positive there and is not, becomes NaN.
+    A scalar holds for every axis. ``positive`` demands values above zero; all values must be finite. Where values are
+    not at hand, what must be positive and is not becomes NaN.
     """
     if isinstance(value, Tensor):
         return _require_per_axis_tensor(name, value, ndim, positive=positive)
@@ -188,49 +193,16 @@ def _require_per_axis_tensor(name: str, value: Tensor, ndim: int, *, positive: b
     if value.dim() > 2 or value.shape[-1] != ndim:
         raise ValueError(f"{name} must have shape ({ndim},) or (batch, {ndim}); got {tuple(value.shape)}")
     if values_are_at_hand(value):
-        near = are_near(value)
+        near = value.abs() <= FARTHEST_OF[value.dtype]  # which NaN is not
         if not bool((near & (value > 0) if positive else near).all()):
             rule = "finite and greater than 0" if positive else "finite"
             if bool((near | ~value.isfinite()).logical_not().any()):
                 rule = f"at most {FARTHEST:g} in size"
             raise ValueError(f"{name} must be {rule}; got {value.tolist()}")
-    elif positive and value.device.type != "cpu":
-        # A step of 0 or less would go unnoticed; NaN does not.
-        value = value.where((value > 0) & are_near(value), math.nan)
+    elif positive:
+        value = value.masked_fill(value <= 0, math.nan)  # which does not go unnoticed; infinity does not anyway
     # Whoever computes with it computes positions. (Apple's GPUs have no float64.)
     return value if value.device.type == "mps" else value.to(torch.float64)
-
-
-def are_near(value: Tensor) -> Tensor:
-    """Where positions are finite and at most :data:`FARTHEST` in size.
-
-    A number beyond a tensor's type becomes infinity where the two are compared.
-    """
-    return value.abs() <= min(FARTHEST, torch.finfo(value.dtype).max)
-
-
-def values_are_at_hand(value: Tensor) -> bool:
-    """Whether a tensor's values can be read without making an accelerator wait.
-
-    To read them there would stall its queue at every call, and could not be captured in a graph.
-    """
-    return value.device.type == "cpu" and values_are_readable(value)
-
-
-def values_are_readable(value: Tensor) -> bool:
-    """Whether a tensor's values may steer Python: only an ordinary tensor's, while nobody looks over our shoulder.
-
-    Not while compiling, transforming, tracing or faking, not on meta, and not where a subclass stands for values that
-    are elsewhere (fake, distributed).
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or value.is_meta
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._functorch.is_legacy_batchedtensor(value)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    )
 
 
 def require_tensor(name: str, value: Tensor) -> Tensor:

@@ -104,8 +104,12 @@ class RopeSlot(nn.Module):
             require_position_dtype("coordinates", coordinates)
         if spacing is not None:
             spacing = require_per_axis("spacing", spacing, self.spatial_dims, positive=True)
-            if not isinstance(spacing, Tensor):  # for every other number a compiled model would be compiled anew
-                spacing = torch.tensor(spacing, dtype=torch.float64, device="cpu")
+            if not isinstance(spacing, Tensor):
+                # For every other number a compiled model would be compiled anew, and from a CPU every block would
+                # fetch it, and wait, at every call.
+                home = _some_of(self).device  # or meta, where weights are elsewhere between calls
+                device = "cpu" if home.type == "meta" else home
+                spacing = torch.tensor(spacing, dtype=torch.float64, device=device)
         before, self._where = self._where, Where(spacing, None, coordinates)
         try:
             yield self
@@ -133,7 +137,7 @@ class RopeSlot(nn.Module):
         They are what becomes of (1, 0) when it is rotated: the embedding is called as any module is, so that what
         hooks, moves or wraps modules works.
         """
-        some = next(chain(rotary.parameters(), rotary.buffers()))
+        some = _some_of(rotary)
         ones = torch.ones(
             _samples(where) or 1, self.num_heads, tokens, self.planes,
             device=some.device, dtype=torch.promote_types(some.dtype, torch.float32),
@@ -143,6 +147,11 @@ class RopeSlot(nn.Module):
         turned = rotary(units, spacing, grid_shape, coordinates=coordinates, layout="bhnd")
         cos, sin = torch.unflatten(turned, -1, (self.planes, 2)).unbind(-1)
         return cos, sin
+
+
+def _some_of(module: nn.Module) -> Tensor:
+    """A parameter or a buffer."""
+    return next(chain(module.parameters(), module.buffers()))
 
 
 def _samples(where: Where) -> int | None:

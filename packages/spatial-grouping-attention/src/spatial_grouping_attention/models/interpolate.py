@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# Fine points of a coarse one up to which each is worked out by itself, which a processor does fastest. Of more of them
+# a GPU would wait for the launches.
+FEW = 8
 
 
 def interpolate(
@@ -37,14 +42,24 @@ def interpolate(
 
 
 def _along(values: Tensor, dim: int, n: int, stride: int, offset: float) -> Tensor:
-    """Interpolate along one axis: each of the ``stride`` fine points of all coarse ones at once.
+    """Interpolate along one axis.
 
     Fine point ``stride * j + p`` lies between coarse point j and the one before, if p is below the offset, or the one
     after. So nothing is looked up by an index: a GPU adds what comes back to one entry by entry.
     """
     m = values.shape[dim]
     padded = torch.cat((values.narrow(dim, 0, 1), values, values.narrow(dim, m - 1, 1)), dim)
-    before, here, after = (padded.narrow(dim, first, m) for first in range(3))
-    shares = [(p - offset) / stride for p in range(stride)]
-    fine = [torch.lerp(here, before if share < 0 else after, abs(share)) for share in shares]
-    return torch.stack(fine, dim + 1).flatten(dim, dim + 1).narrow(dim, 0, n)
+    before, here, after = (padded.narrow(dim, first, m).unsqueeze(dim + 1) for first in range(3))
+    if stride <= FEW:
+        shares = [(p - offset) / stride for p in range(stride)]
+        parts = [torch.lerp(here, before if share < 0 else after, abs(share)) for share in shares]
+    else:
+        exact, split = torch.promote_types(values.dtype, torch.float32), math.ceil(offset)
+        away = (torch.arange(stride, device=values.device, dtype=exact) - offset).abs() / stride
+        away = away.to(values.dtype).reshape(stride, *(1,) * (values.ndim - dim - 1))
+        sides = (before, away[:split]), (after, away[split:])
+        parts = [torch.lerp(here, side, share) for side, share in sides if len(share)]
+    fine = torch.cat(parts, dim + 1).flatten(dim, dim + 1)
+    # A view would tell a compiler whether its end is the whole's, and bind what it compiles to sizes of that kind.
+    cut = torch.narrow_copy if torch.compiler.is_compiling() else torch.narrow
+    return cut(fine, dim, 0, n)
