@@ -72,6 +72,8 @@ def _operands(d: Draw, names: str) -> dict[str, Arg]:
         args["valid"] = with_none(mask(d.booleans(batch, tokens), "xx"), Verdict.SERVE)
     if d.often(30):
         args["valid_groups"] = with_none(mask(d.booleans(batch, groups), "xx"), Verdict.SERVE)
+    if not {"neighbourhood", "pair_bias", "valid_groups", "u"} & args.keys():
+        args["q"] = features(args["q"].value, "xx.x")  # nobody else says how many groups there are
     return args
 
 

@@ -13,6 +13,7 @@ import torch
 from RoSE import Grid, RotarySpatialEmbedding
 from RoSE.adapters import DINOv3Rope, PrimusRope, RopeSlot, TimmRope, XTransformersRope
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 HEADS, SIZE, SHAPE = 3, 16, (4, 6)
 SPACING = torch.tensor([[1.0, 1.0], [0.5, 2.0]])
@@ -182,6 +183,20 @@ def test_copies_casts_and_checkpoints(kind: str) -> None:
     empty = slot(kind, device="meta").to_empty(device="cpu")
     empty.load_state_dict(rope.state_dict())
     assert torch.equal(torch.stack(tables(empty)), first)
+
+
+@pytest.mark.parametrize("spacing", [0.5, SPACING[0]])
+def test_spacings_go_where_the_wave_vectors_are(spacing: Any) -> None:
+    """Once, and not in every block. Weights that are elsewhere between calls leave their values where they are."""
+    rope = slot("timm")
+    with rope.at(spacing):
+        assert rope._where.spacing.device == rope.rotary.freqs.device
+    with rope.to("meta").at(spacing):
+        assert rope._where.spacing.tolist() == torch.as_tensor(spacing).expand(2).tolist()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rope.rotary.freqs = torch.nn.Parameter(torch.empty(1, device="cuda"))
+        with rope.at(spacing):
+            assert rope._where.spacing.is_cuda
 
 
 @pytest.mark.gpu

@@ -104,12 +104,12 @@ class RopeSlot(nn.Module):
             require_position_dtype("coordinates", coordinates)
         if spacing is not None:
             spacing = require_per_axis("spacing", spacing, self.spatial_dims, positive=True)
-            if not isinstance(spacing, Tensor):
-                # For every other number a compiled model would be compiled anew, and from a CPU every block would
-                # fetch it, and wait, at every call.
-                home = _some_of(self).device  # or meta, where weights are elsewhere between calls
-                device = "cpu" if home.type == "meta" else home
-                spacing = torch.tensor(spacing, dtype=torch.float64, device=device)
+            if not isinstance(spacing, Tensor):  # for every other number a compiled model would be compiled anew
+                spacing = torch.tensor(spacing, dtype=torch.float64, device="cpu")
+            home = _some_of(self).device
+            # Or every block would fetch it, and wait, at every call. (Meta is where no weights are; Apple's GPUs have
+            # no float64.)
+            spacing = spacing if home.type in ("meta", "mps") else spacing.to(home)
         before, self._where = self._where, Where(spacing, None, coordinates)
         try:
             yield self
