@@ -2,6 +2,8 @@
 
 import gc
 import os
+import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -30,6 +32,25 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 def assignment(request: pytest.FixtureRequest) -> Assignment:
     make, *arguments = ASSIGNMENTS[request.param]
     return make(*arguments)
+
+
+@pytest.fixture
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself cuDNN convolves float32 in 3-D with the 10 bits of TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def unsynchronised() -> Iterator[Callable[[], None]]:
+    """Makes whatever waits for the GPU an error, until the test ends."""
+
+    def forbid() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+
+    yield forbid
+    torch.cuda.set_sync_debug_mode("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,12 +1,10 @@
-"""What tests on a GPU share: modules brought there, and steps that are captured or must not wait."""
+"""What tests on a GPU share: modules brought there, gradients compared, and steps that are captured."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
 import torch
 from grouping_cases import assert_near
 from torch import Tensor
@@ -16,25 +14,6 @@ DEVICE = "cuda"
 
 def on_device(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     return copy.deepcopy(module).to(DEVICE, dtype)
-
-
-@pytest.fixture
-def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left to itself cuDNN convolves float32 in 3-D with the 10 bits of TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture
-def unsynchronised() -> Iterator[Callable[[], None]]:
-    """Makes whatever waits for the GPU an error, until the test ends."""
-
-    def forbid() -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-            torch.cuda.set_sync_debug_mode("error")
-
-    yield forbid
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def assert_gradients_near(got: list[Tensor], want: list[Tensor], tolerance: float, names: list[str]) -> None:

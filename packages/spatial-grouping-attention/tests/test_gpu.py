@@ -12,14 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from compactness_cases import alone, compare
-from gpu_cases import (
-    DEVICE,
-    assert_capturable,
-    assert_gradients_near,
-    exact_convolutions,  # noqa: F401
-    on_device,
-    unsynchronised,  # noqa: F401
-)
+from gpu_cases import DEVICE, assert_capturable, assert_gradients_near, on_device
 from grouping_cases import assert_near, make_case
 from layer_cases import SHAPES, full, make_layer, tokens
 from spatial_grouping_attention import Neighbourhood, functional
@@ -189,11 +182,7 @@ def training(variant: str, backend: str) -> tuple[Callable[[], list[Tensor]], Te
 
 
 @pytest.mark.parametrize(("variant", "backend"), BACKENDS)
-def test_nothing_waits_for_the_gpu(
-    variant: str,
-    backend: str,
-    unsynchronised: Callable[[], None],  # noqa: F811
-) -> None:
+def test_nothing_waits_for_the_gpu(variant: str, backend: str, unsynchronised: Callable[[], None]) -> None:
     """From the second call of a shape on: what follows from geometry is on the device by then."""
     step, *_ = training(variant, backend)
     step()

@@ -13,20 +13,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from assignment_cases import ASSIGNMENTS, random
-from gpu_cases import (
-    DEVICE,
-    assert_capturable,
-    assert_gradients_near,
-    exact_convolutions,  # noqa: F401
-    on_device,
-    unsynchronised,  # noqa: F401
-)
+from gpu_cases import DEVICE, assert_capturable, assert_gradients_near, on_device
 from grouping_cases import assert_near
 from model_cases import LARGER, SIZES, SPACINGS, image_of, make, padded
 from RoSE import Grid
 from spatial_grouping_attention import Assignment
 from spatial_grouping_attention.models import (
-    GroupingViT,
     SegmentationOutput,
     SetMatchingLoss,
     objects_of,
@@ -122,7 +114,7 @@ def test_assignments_are_those_of_the_cpu(name: str, dtype: torch.dtype) -> None
     assert_near(there.to("cpu").matrix(), want["matrix"], 1e-10)
 
 
-def with_objects(model: GroupingViT) -> tuple[Tensor, Tensor]:
+def with_objects() -> tuple[Tensor, Tensor]:
     """Images, and a map of objects in them."""
     image = image_of((13, 10))
     instances = torch.zeros(2, 13, 10, dtype=torch.int32)
@@ -133,7 +125,7 @@ def with_objects(model: GroupingViT) -> tuple[Tensor, Tensor]:
 def test_objects_are_those_of_the_cpu() -> None:
     """Matched and learned from, and told apart."""
     model, loss = make(head="panoptic", num_candidates=12, stem_stride=1), SetMatchingLoss(3)
-    mine, (image, instances) = on_device(model), with_objects(model)
+    mine, (image, instances) = on_device(model), with_objects()
     image = image.float().double()
     want, got = model(image), mine(image.to(DEVICE, torch.float32))
     wanted, found = loss(want, objects_of(instances, 1)), loss(got, objects_of(instances.to(DEVICE), 1))
@@ -164,7 +156,7 @@ def step_of(model: torch.nn.Module, masked: bool) -> tuple[Callable[[], list[Ten
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("way", ["panoptic", "fused", "dense", "pyramid", "twin"])
-def test_nothing_waits_for_the_gpu(way: str, masked: bool, unsynchronised: Callable[[], None]) -> None:  # noqa: F811
+def test_nothing_waits_for_the_gpu(way: str, masked: bool, unsynchronised: Callable[[], None]) -> None:
     """From the second call of a shape on, where it is as large as the first."""
     step, _ = step_of(on_device(make(**WAYS[way])), masked)
     step()
@@ -184,7 +176,7 @@ def test_training_steps_can_be_captured(way: str) -> None:
 def test_training_learns_in_every_precision(dtype: torch.dtype) -> None:
     """A few steps on one batch, with autocast and, in float16, a scaler of gradients."""
     model = on_device(make(head="panoptic", num_candidates=12)).train()
-    image, instances = with_objects(model)
+    image, instances = with_objects()
     image, instances = image.to(DEVICE, torch.float32), instances.to(DEVICE)
     criterion, targets = SetMatchingLoss(3), objects_of(instances, 1)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
