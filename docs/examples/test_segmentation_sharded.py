@@ -14,6 +14,7 @@ import torch
 from segmentation import sharded
 from segmentation.checkpoint import CheckpointError
 from segmentation.processes import Processes
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as Encoding
 
 pytestmark = pytest.mark.training
 
@@ -170,6 +171,28 @@ def test_code_is_not_run(folder):
     part_of(folder, sharded.METADATA).write_bytes(pickle.dumps(subprocess.Popen))
     sign(folder)
     with pytest.raises(CheckpointError, match=r"must hold tensors and nothing else; subprocess.Popen is no part"):
+        restored(folder)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_members_of_enumerations_are_read_however_they_were_pickled(folder, monkeypatch, early):
+    """By ``getattr`` in early releases of Python 3.11, by their value in all others."""
+    by_name, by_value = (lambda it, _: (getattr, (Encoding, it.name))), (lambda it, _: (Encoding, (it.value,)))
+    monkeypatch.setattr(Encoding, "__reduce_ex__", by_name if early else by_value)
+    saved(folder, 2)
+    assert (b"getattr" in (folder / "00000001" / sharded.METADATA).read_bytes()) == early
+    assert is_whole(folder, 2)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(torch.Size, "numel"), (Path, "cwd"), (Encoding, "__class__")])
+def test_getattr_gives_nothing_but_members(folder, kind, name):
+    class Attribute:
+        def __reduce__(self):
+            return getattr, (kind, name)
+
+    part_of(folder, sharded.METADATA).write_bytes(pickle.dumps(Attribute()))
+    sign(folder)
+    with pytest.raises(CheckpointError, match="must hold tensors and nothing else; .* is no part of a checkpoint"):
         restored(folder)
 
 

@@ -87,47 +87,25 @@ def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
 
 
 @loads_programs
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("variant", mostly_slow("sparse", "dense", "deformable"))
-def test_exported_layers_can_be_saved(variant: str) -> None:
-    layer = make_layer(variant, iters=1, compactness=2.0)
-    valid = torch.ones(2, *SHAPE, dtype=torch.bool)
-    valid[0, :, 6:] = False
-    for real in (None, valid):
-        program = torch.export.export(Fixed(layer), (tokens(SHAPE), real))
-        file = io.BytesIO()
-        torch.export.save(program, file)
-        file.seek(0)
-        output = torch.export.load(file).module()(tokens(SHAPE), real)
-        assert_near(output.x_out, layer(tokens(SHAPE), 1.0, SHAPE, valid=real).x_out, 1e-5)
-        assert output.assignment.input_shape == SHAPE
-        assert real is None or torch.equal(output.assignment.labels() < 0, ~real.flatten(1))
-
-
-class Fixed(torch.nn.Module):
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor, valid: torch.Tensor | None) -> object:
-        return self.layer(x, 1.0, SHAPE, valid=valid)
-
-
-@pytest.mark.parametrize("variant", mostly_slow("sparse", "dense", "deformable"))
-def test_exported_layers_take_any_batch(variant: str) -> None:
+def test_exported_layers_take_any_batch_and_can_be_saved(variant: str, padded: bool) -> None:
     layer = make_layer(variant, iters=1, compactness=2.0).eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(
-        layer,
-        (tokens(SHAPE),),
-        {"input_spacing": (1.0, 0.5), "input_grid_shape": SHAPE},
-        dynamic_shapes={"x": {0: batch}, "input_spacing": (None, None), "input_grid_shape": (None, None)},
-    )
-    for size in (1, 5):
-        x = tokens(SHAPE, batch=size)
-        got = program.module()(x, input_spacing=(1.0, 0.5), input_grid_shape=SHAPE)
-        want = layer(x, (1.0, 0.5), SHAPE)
+
+    def given(batch: int) -> dict[str, object]:
+        told = {"x": tokens(SHAPE, batch=batch), "input_spacing": (1.0, 0.5), "input_grid_shape": SHAPE}
+        return {**told, "valid": some_valid(batch)} if padded else told
+
+    sizes = dict.fromkeys(given(2), {0: torch.export.Dim("batch", min=1, max=64)})
+    sizes |= {"input_spacing": (None, None), "input_grid_shape": (None, None)}
+    torch.export.save(torch.export.export(layer, (), given(2), dynamic_shapes=sizes), file := io.BytesIO())
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for batch in (1, 5):
+        got, want = loaded(**given(batch)), layer(**given(batch))
         assert_near(got.x_out, want.x_out, 1e-5)
         assert_near(got.assignment.upsample(got.x_out), want.assignment.upsample(want.x_out), 1e-5)
+        assert torch.equal(got.assignment.labels(), want.assignment.labels())
         assert pytree.tree_structure(got) == pytree.tree_structure(want)
 
 
