@@ -14,9 +14,11 @@ import torch
 from segmentation import sharded
 from segmentation.checkpoint import CheckpointError
 from segmentation.processes import Processes
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as Encoding
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 pytestmark = pytest.mark.training
+
+Encoding = _MEM_FORMAT_ENCODING  # which torch names like a constant
 
 
 def state(number):
@@ -192,7 +194,7 @@ def test_getattr_gives_nothing_but_members(folder, kind, name):
 
     part_of(folder, sharded.METADATA).write_bytes(pickle.dumps(Attribute()))
     sign(folder)
-    with pytest.raises(CheckpointError, match="must hold tensors and nothing else; .* is no part of a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"must hold tensors and nothing else; .* is no part of a checkpoint"):
         restored(folder)
 
 

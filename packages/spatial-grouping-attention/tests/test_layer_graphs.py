@@ -92,17 +92,17 @@ def test_batches_and_sizes_recompile_once_each(variant: str) -> None:
 def test_exported_layers_take_any_batch_and_can_be_saved(variant: str, padded: bool) -> None:
     layer = make_layer(variant, iters=1, compactness=2.0).eval()
 
-    def given(batch: int) -> dict[str, object]:
-        told = {"x": tokens(SHAPE, batch=batch), "input_spacing": (1.0, 0.5), "input_grid_shape": SHAPE}
-        return {**told, "valid": some_valid(batch)} if padded else told
+    def given(number: int) -> dict[str, object]:
+        told = {"x": tokens(SHAPE, batch=number), "input_spacing": (1.0, 0.5), "input_grid_shape": SHAPE}
+        return {**told, "valid": some_valid(number)} if padded else told
 
-    sizes = dict.fromkeys(given(2), {0: torch.export.Dim("batch", min=1, max=64)})
-    sizes |= {"input_spacing": (None, None), "input_grid_shape": (None, None)}
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    sizes = {name: batch if isinstance(told, torch.Tensor) else (None, None) for name, told in given(2).items()}
     torch.export.save(torch.export.export(layer, (), given(2), dynamic_shapes=sizes), file := io.BytesIO())
     file.seek(0)
     loaded = torch.export.load(file).module()
-    for batch in (1, 5):
-        got, want = loaded(**given(batch)), layer(**given(batch))
+    for number in (1, 5):
+        got, want = loaded(**given(number)), layer(**given(number))
         assert_near(got.x_out, want.x_out, 1e-5)
         assert_near(got.assignment.upsample(got.x_out), want.assignment.upsample(want.x_out), 1e-5)
         assert torch.equal(got.assignment.labels(), want.assignment.labels())
