@@ -132,7 +132,9 @@ def test_export_with_a_tensor_spacing() -> None:
 
 # The exporter reads its own deprecated tree specs.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize(
+    "options", [VARIANTS[2], *(pytest.param(each, marks=pytest.mark.slow) for each in VARIANTS[:2])]
+)
 def test_onnx_runtime_agrees(options: dict[str, object], tmp_path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX export is checked where onnxruntime is installed")
     pytest.importorskip("onnxscript", reason="ONNX export is checked where onnxscript is installed")

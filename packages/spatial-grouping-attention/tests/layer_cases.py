@@ -39,11 +39,6 @@ def mostly_slow(first: object, *others: object) -> list[object]:
     return [first, *slow(*others)]
 
 
-PADDED_OR_NOT = mostly_slow(
-    ("sparse", False), ("sparse", True), *((variant, p) for variant in ("dense", "deformable") for p in (False, True))
-)
-
-
 def make_layer(variant: str, ndim: int = 2, *, seed: int = 0, **options: object) -> SpatialGroupingAttention:
     """A small layer in which nothing is at a special starting value, so that everything can be told apart."""
     torch.manual_seed(seed)

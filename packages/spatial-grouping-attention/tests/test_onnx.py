@@ -6,11 +6,14 @@ import onnxruntime
 import pytest
 import torch
 from grouping_cases import assert_near
-from layer_cases import PADDED_OR_NOT, make_layer, tokens
+from layer_cases import make_layer, mostly_slow, tokens
 from spatial_grouping_attention import GroupingOutput, compose
 from spatial_grouping_attention.functional import select
 
 SHAPE = (6, 9)
+PADDED_OR_NOT = mostly_slow(
+    ("sparse", False), ("sparse", True), *((variant, p) for variant in ("dense", "deformable") for p in (False, True))
+)
 
 
 class Masks(torch.nn.Module):
