@@ -1,5 +1,6 @@
 """A checkpoint that is a folder is whole or not there, and one that is damaged is named."""
 
+import gc
 import hashlib
 import json
 import os
@@ -91,6 +92,7 @@ def test_what_killed_programs_left_does_not_count_and_is_removed(folder):
     assert is_whole(folder, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*NoCloseWriter:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no sizes of files")
 @pytest.mark.parametrize("limit", [20, 4000, 42000])
 def test_full_disk_leaves_the_old_one(folder, limit):
@@ -103,6 +105,7 @@ def test_full_disk_leaves_the_old_one(folder, limit):
             sharded.save(folder, state(2), more)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    gc.collect()  # torch leaves open what it could not write; Python 3.13 tells of it, here and in no other test
     assert names(folder) == ["00000000"]
     assert is_whole(folder, 1)
 
