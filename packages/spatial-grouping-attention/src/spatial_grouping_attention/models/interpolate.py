@@ -36,7 +36,7 @@ def interpolate(
         total = interpolate(values, None, shape, stride, offset)
         return total / share.masked_fill(share == 0, 1.0)
     for dim, (n, s, o) in enumerate(zip(shape, stride, offset, strict=True), 1):
-        if s > 1 or n != values.shape[dim]:
+        if s > 1 or o > 0 or n != values.shape[dim]:
             values = _along(values, dim, n, s, o)
     return values
 
