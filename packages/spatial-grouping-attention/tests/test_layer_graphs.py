@@ -189,7 +189,7 @@ def test_layers_can_be_traced_and_kept(variant: str) -> None:
     """TorchScript's tracer knows no functions of Python: it is shown operators, whatever computes elsewhere."""
     torch.manual_seed(0)
     windowed = variant not in VARIANTS
-    layer = WindowedSelfAttention(8, 2, 2, window=3) if windowed else make_layer(variant)
+    layer = WindowedSelfAttention(8, 2, 2, window=3) if windowed else make_layer(variant, checkpoint=True)
 
     class Tokens(torch.nn.Module):
         def __init__(self) -> None:

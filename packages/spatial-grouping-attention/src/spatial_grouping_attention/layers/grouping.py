@@ -25,7 +25,6 @@ from RoSE.validation import (
     require_shape,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..assignment import AssignmentOfHeads, AttentionAssignment
 from ..backends import Backend
@@ -41,8 +40,8 @@ from ..geometry import (
     relate,
 )
 from ..output import GroupingOutput
+from .checkpoints import recomputed, refuse_reentrant_checkpoint
 from .compactness import compactness_of, inverse_softplus, make_raw_compactness, require_compactness
-from .reentrant import refuse_reentrant_checkpoint
 from .temperature import TEMPERATURES, heat, make_log_temperature
 
 if TYPE_CHECKING:
@@ -354,7 +353,7 @@ class SpatialGroupingAttention(nn.Module, ABC):
         for i in range(self.iters):
             if i > 0:
                 members = members_of(self._queries(groups, places), k)
-            groups = self._recomputed(self._round, groups, v, members)
+            groups = recomputed(self.checkpoint, self._round, groups, v, members)
         return groups, members
 
     def _round(self, groups: Tensor, v: Tensor, members: AssignmentOfHeads) -> Tensor:
@@ -363,12 +362,6 @@ class SpatialGroupingAttention(nn.Module, ABC):
         groups = groups + self.drop_path(self.norm_attention(out))
         updated: Tensor = groups + self.drop_path(self.norm_mlp(self.mlp(groups)))
         return updated
-
-    def _recomputed(self, function: Callable[..., Tensor], *operands: Any) -> Tensor:
-        if not (self.checkpoint and torch.is_grad_enabled()):
-            return function(*operands)
-        result: Tensor = checkpoint(function, *operands, use_reentrant=False)
-        return result
 
     def _queries(self, groups: Tensor, places: Places) -> Tensor:
         q = self.q_proj(self.norm_query(groups))

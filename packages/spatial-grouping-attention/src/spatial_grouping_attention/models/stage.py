@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from RoSE.blocks import MLP, DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..layers import WindowedSelfAttention
+from ..layers.checkpoints import recomputed
 from .tokens import CONVOLUTIONS, Tokens, as_image, as_rows, blanked
 
 MLPS = ("linear", "conv")
@@ -132,6 +132,5 @@ class Stage(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         """Tokens (B, N, dim) -> tokens on the same grid, 0 where they are not valid."""
         for block in self.blocks:
-            recompute = self.checkpoint and torch.is_grad_enabled()
-            tokens = recomputed(block, tokens, use_reentrant=False) if recompute else block(tokens)
+            tokens = recomputed(self.checkpoint, block, tokens)
         return Tokens(blanked(self.norm(tokens.x), tokens.valid), tokens.grid, tokens.valid)

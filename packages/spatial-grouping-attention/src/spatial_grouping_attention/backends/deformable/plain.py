@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from RoSE.tracing import is_transformed
+from RoSE.tracing import is_traced, is_transformed
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -186,7 +186,7 @@ def _parts(per_point: Tensor, channels: int) -> tuple[Tensor, ...]:
 def _recomputed(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     """Call a function, keeping only its operands for the backward pass."""
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    if not wanted or torch.compiler.is_compiling() or is_transformed():
+    if not wanted or torch.compiler.is_compiling() or is_transformed() or is_traced():
         return function(*operands)
     result: Tensor = checkpoint(function, *operands, use_reentrant=False, preserve_rng_state=False)
     return result

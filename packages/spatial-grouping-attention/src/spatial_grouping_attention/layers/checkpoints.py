@@ -1,11 +1,24 @@
-"""Notice the kind of checkpoint that loses gradients."""
+"""Checkpoints of activations: when something is computed again, and the kind of them that loses gradients."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointFunction
+from RoSE.tracing import is_traced
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
+
+
+def recomputed(wanted: bool, function: Callable[..., Any], *operands: Any) -> Any:
+    """Call a function, and once more in a backward pass that comes, if wanted: only the operands are kept for it.
+
+    Not while TorchScript's tracer looks on: of checkpoints, those of torch 2.11 call a function that it cannot keep.
+    """
+    if wanted and torch.is_grad_enabled() and not is_traced():
+        return checkpoint(function, *operands, use_reentrant=False)
+    return function(*operands)
 
 
 def refuse_reentrant_checkpoint() -> None:
