@@ -37,7 +37,7 @@ class Masks(torch.nn.Module):
 )  # the exporter's
 @pytest.mark.parametrize(("variant", "padded"), PADDED_OR_NOT)
 def test_exported_layers_agree(variant: str, padded: bool, tmp_path: Path) -> None:
-    model = Masks(make_layer(variant, iters=1, compactness=2.0)).eval()
+    model = Masks(make_layer(variant, iters=2, compactness=2.0)).eval()
     inputs = (tokens(SHAPE), torch.ones(2, *SHAPE, dtype=torch.bool))[: 1 + padded]
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
     assert program is not None

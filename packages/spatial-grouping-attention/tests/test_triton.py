@@ -43,7 +43,7 @@ FEATURES = {
     "1-D, some groups": (Neighbourhood((21,), (11,), 2, 3, 1, 3), {"valid_groups": "some", "bias": "table"}),
     "2-D, some tokens and groups": (
         Neighbourhood((9, 7), (5, 4), 2, 3, 1, 3, (2, 1)),
-        {"valid": "some", "valid_groups": "some", "heads": 2},
+        {"valid": "some", "valid_groups": "some", "batch": 2, "heads": 2},
     ),
     "3-D, some groups": (
         Neighbourhood((4, 5, 6), (2, 3, 3), 2, 3, 1, 3),
